@@ -1,0 +1,107 @@
+"""Launch plans: read on any machine."""
+
+import math
+
+import pytest
+
+from triton_gelu import _launch
+from triton_gelu._launch import Target
+from triton_gelu._layout import Matrices, matrices
+
+H100 = Target(processors=132)
+KERNEL_LIMITS = (2**31 - 1, 65535, 65535)
+
+
+def dense(*shape: int, dim: int | None) -> Matrices:
+    strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+    m = matrices(shape, dim, strides, strides, strides)
+    assert m is not None
+    return m
+
+
+def plan(m: Matrices, itemsize: int = 2) -> tuple[_launch.Launch, _launch.Backward]:
+    return (
+        _launch.forward(m, itemsize, "tanh", H100),
+        _launch.backward(m, itemsize, "tanh", H100, needs_x=True, needs_bias=m.bias != "none"),
+    )
+
+
+SHAPES = [
+    ((32, 10, 64), 2), ((4096, 768), 1), ((12000, 5120), 1), ((1500, 384), 1), ((1000000, 64), 1), ((1, 16384), 1),
+    ((64, 16384), 1), ((8, 1280, 3000), 1), ((1, 80, 480000), 1), ((64, 256, 56, 56), 1), ((5000, 64, 7), 1),
+    ((3, 1000000), 0), ((20480,), None), ((1 << 31,), None), ((1 << 21, 1025), 1), ((1,), 0), ((2, (1 << 27) + 8), 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_every_element_is_covered_and_grids_stay_in_bounds(shape: tuple[int, ...], dim: int | None, itemsize: int) -> None:
+    m = dense(*shape, dim=dim)
+    forward, backward = plan(m, itemsize)
+    for launch in (forward, backward.walk):
+        assert all(0 < n <= limit for n, limit in zip(launch.grid, KERNEL_LIMITS, strict=True))
+    constants = dict(forward.constants)
+    tiles = forward.grid[1] * forward.grid[2] * constants["BLOCK_ROWS"]
+    assert forward.grid[0] * constants["BLOCK_COLS"] >= m.cols
+    assert tiles >= m.batch * m.rows
+    constants = dict(backward.walk.constants)
+    _, _, _, segments, slab_batches, slab_length, *_ = backward.walk.integers
+    fixed, length = (m.rows, m.cols) if m.bias == "rows" else (m.cols, m.rows)
+    block, step = constants["BLOCK_COLS"], constants["BLOCK_ROWS"]
+    if m.bias == "rows":
+        block, step = step, block
+    assert backward.walk.grid[0] * block >= fixed
+    assert backward.slabs % segments == 0
+    assert backward.slabs // segments * slab_batches >= m.batch
+    assert slab_length % step == 0
+    assert segments * slab_length >= length
+    assert (segments - 1) * slab_length < length  # no slab is empty
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
+def test_partial_sums_of_large_calls_take_two_percent_of_the_traffic(
+    shape: tuple[int, ...], dim: int | None, itemsize: int
+) -> None:
+    m = dense(*shape, dim=dim)
+    traffic = 3 * itemsize * math.prod(shape)
+    if dim is None or traffic < 16e6:
+        return
+    _, backward = plan(m, itemsize)
+    partial = 8 * backward.slabs * m.bias_size if backward.finish else 0
+    assert partial <= 0.021 * traffic
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((2000, 1536), 1), ((12000, 5120), 1), ((8, 1280, 3000), 1)], ids=str)
+def test_calls_of_16_megabytes_fill_an_h100(shape: tuple[int, ...], dim: int) -> None:
+    _, backward = plan(dense(*shape, dim=dim))
+    assert math.prod(backward.walk.grid) >= 132
+
+
+def test_few_rows_need_no_second_launch() -> None:
+    _, backward = plan(dense(64, 16384, dim=1))
+    assert backward.slabs == 1
+    assert backward.finish is None
+
+
+@pytest.mark.parametrize(
+    ("shapes", "dim"),
+    [
+        ([(rows, 768) for rows in (1, 2, 7, 64, 1000, 4096, 100000)], 1),
+        ([(batch, 80, 1500) for batch in (1, 2, 7, 64)], 1),
+        ([(8, 80, frames) for frames in (1500, 2996, 300, 1004)], 1),
+    ],
+    ids=["number of tokens", "batch size", "sequence length of one divisibility class"],
+)
+def test_a_new_size_does_not_change_what_is_compiled(shapes: list[tuple[int, ...]], dim: int) -> None:
+    plans = [plan(dense(*shape, dim=dim)) for shape in shapes]
+    forward = {tuple(item for item in f.constants if item[0] != "BATCHED") for f, _ in plans}
+    assert len(forward) == 1
+    assert len({b.walk.constants for _, b in plans}) == 1
+
+
+def test_integers_stay_small_enough_for_32_bits_unless_a_size_is_not() -> None:
+    forward, _ = plan(dense(1 << 21, 1025, dim=1))
+    assert dict(forward.constants)["WIDE"] is False
+    forward, _ = plan(dense((1 << 31) + 8, dim=None))
+    assert dict(forward.constants)["WIDE"] is True

@@ -1,0 +1,155 @@
+"""Kernels. Tensors are [batch, rows, cols] with contiguous columns; the bias runs along "rows", "cols", or there is "none".
+
+Run-time widths and strides come in units of ALIGN elements: that is how the compiler knows which accesses may be wide.
+UPPER case is known when compiling.
+"""
+
+import triton
+import triton.language as tl
+
+from triton_gelu._formulas import INTERPRETED, dgelu, gelu
+
+# Integers are not specialised on their values: no shape compiles a kernel for itself.
+FORWARD_INTEGERS = ["batch", "rows", "cols", "row_tiles", "x_batch", "x_row", "y_batch", "y_row"]
+BACKWARD_INTEGERS = [
+    "batch", "rows", "cols", "segments", "slab_batches", "slab_length",
+    "dy_batch", "dy_row", "x_batch", "x_row", "dx_batch", "dx_row",
+]  # fmt: skip
+
+
+@triton.jit
+def at(ptr, batch, first_row, row, col, batch_stride, row_stride, ALIGN: tl.constexpr):
+    """Pointers to a tile: its corner is 64 bits away, for tensors of any size; within it `row` and `col` count."""
+    corner = (tl.cast(batch, tl.int64) * batch_stride + tl.cast(first_row, tl.int64) * row_stride) * ALIGN
+    return ptr + corner + (row * (row_stride * ALIGN))[:, None] + col[None, :]
+
+
+@triton.jit
+def load(ptr, inside):
+    """A tile as fp32, 0 outside."""
+    x = tl.load(ptr, mask=inside, other=0.0)
+    if INTERPRETED and x.dtype == tl.bfloat16:  # the interpreter's own conversion loses subnormals
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def store(ptr, y, inside):
+    """Round fp32 to the nearest number of the tensor's type, ties to even."""
+    if INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:  # the interpreter's own conversion truncates
+        bits = y.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        tl.store(ptr, bits.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
+    else:
+        tl.store(ptr, y.to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def load_bias(bias_ptr, first_row, row, col, rows, cols, BIAS: tl.constexpr):
+    """The bias of a tile as fp32, ready to be broadcast."""
+    if BIAS == "rows":
+        return load(bias_ptr + first_row + row, row < rows - first_row)[:, None]
+    elif BIAS == "cols":
+        return load(bias_ptr + col, col < cols)[None, :]
+    else:
+        return 0.0
+
+
+@triton.jit(do_not_specialize=FORWARD_INTEGERS)
+def forward(
+    x_ptr,  # [batch, rows, cols]
+    bias_ptr,  # [rows] or [cols]
+    y_ptr,  # [batch, rows, cols]
+    batch, rows, cols, row_tiles, x_batch, x_row, y_batch, y_row,
+    FORMULA: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, BATCHED: tl.constexpr, FOLD: tl.constexpr,
+):  # fmt: skip
+    """y = gelu(x + bias), one tile a program."""
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    cols = cols.to(index) * ALIGN
+    tile = tl.program_id(1) + tl.program_id(2) * FOLD
+    b = tile // row_tiles if BATCHED else tile * 0
+    rows = tl.where(b < batch, rows, 0)
+    first_row = (tile - b * row_tiles) * BLOCK_ROWS
+    row = tl.arange(0, BLOCK_ROWS).to(index)
+    col = tl.program_id(0).to(index) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    inside = (row < rows - first_row)[:, None] & (col < cols)[None, :]
+
+    u = load(at(x_ptr, b, first_row, row, col, x_batch, x_row, ALIGN), inside)
+    u += load_bias(bias_ptr, first_row, row, col, rows, cols, BIAS)
+    y = gelu(u, FORMULA, y_ptr.dtype.element_ty, PACKED)
+    store(at(y_ptr, b, first_row, row, col, y_batch, y_row, ALIGN), y, inside)
+
+
+@triton.jit(do_not_specialize=BACKWARD_INTEGERS)
+def backward(
+    dy_ptr,  # [batch, rows, cols]
+    x_ptr,  # [batch, rows, cols]
+    bias_ptr,  # [rows] or [cols]
+    dx_ptr,  # [batch, rows, cols]
+    partial_ptr,  # [slabs, rows] or [slabs, cols]
+    batch, rows, cols, segments, slab_batches, slab_length, dy_batch, dy_row, x_batch, x_row, dx_batch, dx_row,
+    FORMULA: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """dx = dy * gelu'(x + bias) and its sums, in one pass.
+
+    A program stays on one tile of the bias and walks the other axis, within its slab of batches and of that axis; it
+    leaves the sum over its slab behind in fp32.
+    """
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    cols = cols.to(index) * ALIGN
+    slab = tl.program_id(1)
+    first_batch = slab // segments * slab_batches
+    first = slab % segments * slab_length
+    row = tl.arange(0, BLOCK_ROWS).to(index)
+    col = tl.arange(0, BLOCK_COLS).to(index)
+    if BIAS == "rows":
+        first_row = tl.program_id(0) * BLOCK_ROWS
+        last = tl.minimum(first + slab_length, cols)
+        STEP: tl.constexpr = BLOCK_COLS
+    else:
+        first_row = 0
+        col += tl.program_id(0).to(index) * BLOCK_COLS
+        last = tl.minimum(first + slab_length, rows)
+        STEP: tl.constexpr = BLOCK_ROWS
+    bias = load_bias(bias_ptr, first_row, row, col, rows, cols, BIAS)
+
+    total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    for b in range(first_batch, tl.minimum(first_batch + slab_batches, batch)):
+        for here in range(first, last, STEP):
+            top = first_row if BIAS == "rows" else here
+            c = col + here if BIAS == "rows" else col
+            inside = (row < rows - top)[:, None] & (c < cols)[None, :]
+            u = load(at(x_ptr, b, top, row, c, x_batch, x_row, ALIGN), inside) + bias
+            dy = load(at(dy_ptr, b, top, row, c, dy_batch, dy_row, ALIGN), inside)
+            dx = dy * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
+            if NEEDS_X:
+                store(at(dx_ptr, b, top, row, c, dx_batch, dx_row, ALIGN), dx, inside)
+            if NEEDS_BIAS:
+                total += dx
+
+    if NEEDS_BIAS:
+        if BIAS == "rows":
+            row += first_row
+            store(partial_ptr + tl.cast(slab, tl.int64) * rows + row, tl.sum(total, 1), row < rows)
+        else:
+            store(partial_ptr + tl.cast(slab, tl.int64) * cols + col, tl.sum(total, 0), col < cols)
+
+
+@triton.jit(do_not_specialize=["slabs", "size"])
+def finish(
+    partial_ptr,  # [slabs, size]
+    dbias_ptr,  # [size]
+    slabs, size,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """dbias = the sum of all slabs, always in the same order."""
+    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    for first in range(0, slabs, BLOCK_ROWS):
+        slab = first + tl.arange(0, BLOCK_ROWS)
+        inside = (slab < slabs)[:, None] & (col < size)[None, :]
+        total += load(partial_ptr + slab.to(tl.int64)[:, None] * size + col[None, :], inside)
+    store(dbias_ptr + col, tl.sum(total, 0), col < size)

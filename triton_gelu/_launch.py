@@ -1,0 +1,174 @@
+"""Launch plans: a pure function of geometry, dtype, formula and target, so that every decision can be read without a GPU.
+
+There is no autotuning. Tiles are the same for every batch size and sequence length, so a new one compiles nothing but,
+at most, the kernel of its divisibility class (`ALIGN`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from triton_gelu._layout import Matrices
+
+WARPS = 4
+WARP_BYTES = 512  # what one warp reads in one 128-bit access
+ALIGN = 8  # elements of a 128-bit access in 16 bit
+FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
+PROGRAMS_PER_PROCESSOR = 6  # resident at once with four warps of 80 registers: the backward pass is one wave
+PARTIAL_SHARE = 0.02  # most of the traffic of a backward pass that partial sums may take
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a plan needs to know of a device.
+
+    `processors` is the number of multiprocessors (compute units), `packed` whether two fp32 operations fit in one
+    instruction (NVIDIA sm_100 and newer), and `tile_scale` enlarges tiles where a program costs more than its elements.
+    """
+
+    processors: int
+    packed: bool = False
+    tile_scale: int = 1
+
+
+INTERPRETER = Target(processors=2, tile_scale=32)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch but for its tensors: the kernel's name, then its grid, run-time integers and constants."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    integers: tuple[int, ...]
+    constants: tuple[tuple[str, object], ...]
+    num_warps: int = WARPS
+
+
+@dataclass(frozen=True)
+class Backward:
+    """A backward pass: `slabs` rows of partial sums, and the launch that adds them up (None: one slab, nothing to add)."""
+
+    walk: Launch
+    slabs: int
+    finish: Launch | None
+
+
+def forward(matrices: Matrices, itemsize: int, formula: str, target: Target) -> Launch:
+    """Plan `y = gelu(x + bias)`; `matrices` walks x and y."""
+    block_rows, block_cols, warps = _forward_tile(matrices, WARP_BYTES // itemsize, target.tile_scale)
+    row_tiles = _cdiv(matrices.rows, block_rows)
+    stacked = row_tiles * matrices.batch
+    align = matrices.alignment(ALIGN)
+    return Launch(
+        kernel="forward",
+        grid=(_cdiv(matrices.cols, block_cols), min(stacked, FOLD), _cdiv(stacked, FOLD)),
+        integers=(
+            matrices.batch, matrices.rows, matrices.cols // align, row_tiles,
+            *_strides(matrices, align),
+        ),
+        constants=_constants(matrices, formula, target, align, block_rows, block_cols)
+        + (("BATCHED", matrices.batch > 1), ("FOLD", FOLD)),
+        num_warps=warps,
+    )  # fmt: skip
+
+
+def backward(
+    matrices: Matrices, itemsize: int, formula: str, target: Target, *, needs_x: bool, needs_bias: bool
+) -> Backward:
+    """Plan `dx = dy * gelu'(x + bias)` and its sum over everything but the bias; `matrices` walks dy, x and dx."""
+    block_rows, block_cols = _tile(matrices, WARP_BYTES // itemsize, 2 * WARPS * target.tile_scale)
+    if matrices.bias == "rows":
+        fixed, length, step = _cdiv(matrices.rows, block_rows), matrices.cols, block_cols
+    else:
+        fixed, length, step = _cdiv(matrices.cols, block_cols), matrices.rows, block_rows
+
+    # A partial sum is written and read once, in fp32; dy and x are read and dx is written.
+    least = math.ceil(2 * 4 / (PARTIAL_SHARE * 3 * itemsize))
+    wanted = min(matrices.batch * length // least, target.processors * PROGRAMS_PER_PROCESSOR // fixed)
+    slab_batches = _cdiv(matrices.batch, max(wanted, 1))
+    segments = max(wanted // matrices.batch, 1)
+    slab_length = _cdiv(_cdiv(length, segments), step) * step
+    segments = _cdiv(length, slab_length)
+    slabs = _cdiv(matrices.batch, slab_batches) * segments
+
+    align = matrices.alignment(ALIGN)
+    walk = Launch(
+        kernel="backward",
+        grid=(fixed, slabs, 1),
+        integers=(
+            matrices.batch, matrices.rows, matrices.cols // align, segments, slab_batches, slab_length,
+            *_strides(matrices, align),
+        ),
+        constants=_constants(matrices, formula, target, align, block_rows, block_cols)
+        + (("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias)),
+    )  # fmt: skip
+    return Backward(walk, slabs, finish(slabs, matrices.bias_size) if needs_bias and slabs > 1 else None)
+
+
+def finish(slabs: int, size: int) -> Launch:
+    """Plan the sum of `slabs` rows of partial sums, `size` columns each."""
+    block_cols = 32
+    constants = (("BLOCK_ROWS", min(_power_of_two(slabs), 128)), ("BLOCK_COLS", block_cols))
+    return Launch("finish", (_cdiv(size, block_cols), 1, 1), (slabs, size), constants)
+
+
+def _forward_tile(matrices: Matrices, warp: int, scale: int) -> tuple[int, int, int]:
+    """Rows, columns and warps of a forward tile: four accesses a thread.
+
+    Where all warps can stand side by side, each thread loads the bias of its own columns; in narrower tiles the bias has
+    to pass through shared memory, two instructions an element.
+    """
+    if matrices.bias == "cols":
+        for warps in (WARPS, WARPS // 2):
+            if _fits(matrices.cols, warps * warp):
+                return 4 * scale, warps * warp, warps
+    rows, cols = _tile(matrices, warp, 4 * WARPS * scale)
+    return rows, cols, WARPS
+
+
+def _tile(matrices: Matrices, warp: int, warps: int) -> tuple[int, int]:
+    """Rows and columns of a tile of `warps` accesses of one `warp` each, which covers a row: sums along it stay inside."""
+    widest = max(_power_of_two(matrices.cols), ALIGN)
+    if matrices.bias == "none" and matrices.rows == 1:
+        return 1, min(widest, warps * warp)
+    cols = min(widest, warp)
+    if matrices.bias == "rows":  # as many rows as there are channels; columns are a sequence, whatever its length
+        rows = min(_power_of_two(matrices.rows), warps * warp // cols)
+        return rows, min(widest, warps * warp // rows) if rows < 4 else cols
+    cols = next((cols >> shift for shift in range(3) if _fits(matrices.cols, cols >> shift)), cols)
+    return warps * warp // cols, cols
+
+
+def _fits(size: int, block: int) -> bool:
+    """Whether blocks cover `size` with at most an eighth to spare."""
+    return _cdiv(size, block) * block * 8 <= size * 9
+
+
+def _constants(
+    matrices: Matrices, formula: str, target: Target, align: int, block_rows: int, block_cols: int
+) -> tuple[tuple[str, object], ...]:
+    widest = max(row for _, row in matrices.strides)
+    return (
+        ("FORMULA", formula),
+        ("BIAS", matrices.bias),
+        ("PACKED", target.packed),
+        ("ALIGN", align),
+        ("WIDE", matrices.cols + block_cols >= 2**31 or block_rows * widest >= 2**31),
+        ("BLOCK_ROWS", block_rows),
+        ("BLOCK_COLS", block_cols),
+    )
+
+
+def _strides(matrices: Matrices, align: int) -> Iterable[int]:
+    return (stride // align for pair in matrices.strides for stride in pair)
+
+
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

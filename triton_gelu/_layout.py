@@ -1,0 +1,68 @@
+"""Geometry: any tensor with a bias along one dimension is a stack of matrices.
+
+The bias runs along the columns (the output of a Linear, or a channels-last image) or along the rows (the channels of a
+convolution). Strides decide which; nothing is copied as long as the columns of every tensor are contiguous.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+BiasAxis = Literal["rows", "cols", "none"]
+Ints = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Tensors of one shape, walked together as `[batch, rows, cols]` with contiguous columns.
+
+    `strides` holds a pair (batch stride, row stride), in elements, for each tensor.
+    """
+
+    batch: int
+    rows: int
+    cols: int
+    bias: BiasAxis
+    strides: tuple[tuple[int, int], ...]
+
+    @property
+    def bias_size(self) -> int:
+        return {"rows": self.rows, "cols": self.cols, "none": 0}[self.bias]
+
+    def alignment(self, widest: int) -> int:
+        """The largest power of two, at most `widest`, that divides the width and every stride."""
+        return math.gcd(widest, self.cols, *(stride for pair in self.strides for stride in pair))
+
+
+def matrices(shape: Sequence[int], dim: int | None, *strides: Sequence[int]) -> Matrices | None:
+    """Walk tensors of one `shape`, one entry of `strides` each, with a bias along `dim` (None: no bias).
+
+    Dimensions go by descending stride of the first tensor and are merged where all tensors allow it. Returns None where
+    that does not end in a stack of matrices with contiguous columns: then somebody has to copy.
+    """
+    dims = sorted((d for d, size in enumerate(shape) if size != 1), key=lambda d: -strides[0][d])
+    if dim is not None and shape[dim] == 1:
+        dims.insert(len(dims) - 1, dim)  # a bias of one element may stand anywhere: next to the columns is free
+    axes: list[tuple[int, Ints]] = []  # (size, stride of each tensor), innermost first
+    bias_axis = None
+    for d in reversed(dims):
+        size, steps = shape[d], tuple(stride[d] for stride in strides)
+        if size == 1:
+            steps = tuple(axes[0][0] * step for step in axes[0][1]) if axes else (1,) * len(strides)
+        mergeable = axes and d != dim and bias_axis != len(axes) - 1
+        if mergeable and steps == tuple(axes[-1][0] * step for step in axes[-1][1]):
+            axes[-1] = (axes[-1][0] * size, axes[-1][1])
+        else:
+            axes.append((size, steps))
+        if d == dim:
+            bias_axis = len(axes) - 1
+    if len(axes) > 3 or (axes and set(axes[0][1]) != {1}) or bias_axis == 2:
+        return None
+    while len(axes) < 3:
+        axes.append((1, (0,) * len(strides)))
+    (cols, _), (rows, row_strides), (batch, batch_strides) = axes
+    bias: BiasAxis = "none" if bias_axis is None else "cols" if bias_axis == 0 else "rows"
+    return Matrices(batch, rows, cols, bias, tuple(zip(batch_strides, row_strides, strict=True)))
