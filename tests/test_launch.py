@@ -22,7 +22,7 @@ def dense(*shape: int, dim: int | None) -> Matrices:
 def plan(m: Matrices, itemsize: int = 2) -> tuple[_launch.Launch, _launch.Backward]:
     return (
         _launch.forward(m, itemsize, "tanh", H100),
-        _launch.backward(m, itemsize, "tanh", H100, needs_x=True, needs_bias=m.bias != "none"),
+        _launch.backward(m, itemsize, "tanh", H100, needs_dy=False, needs_x=True, needs_bias=m.bias != "none"),
     )
 
 

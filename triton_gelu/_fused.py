@@ -21,7 +21,7 @@ def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tenso
         (x,), walk = _walk(y, dim if bias is not None else None, x)
         launch = _plan_forward(walk, x.itemsize, approximate, target(x.device))
         with _on(x.device):
-            _run(launch, x, x if bias is None else bias.contiguous(), y)
+            _run(launch, x, bias if bias is None else bias.contiguous(), y)
     return y
 
 
@@ -29,21 +29,54 @@ def backward(
     dy: Tensor, x: Tensor, bias: Tensor | None, dim: int, approximate: str, needs_x: bool, needs_bias: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """dx = dy * gelu'(x + bias) and dbias, its sum over everything but `dim`: one pass and, at most, one small sum."""
+    return _backward(None, None, dy, x, bias, dim, approximate, (False, needs_x, needs_bias))[1:]
+
+
+def double_backward(
+    v: Tensor | None,
+    vbias: Tensor | None,
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    approximate: str,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of `backward` for dy, x and bias, where those of dx and dbias are v and vbias, in one pass."""
+    if v is None:
+        if vbias is None:
+            return None, None, None
+        v, vbias = vbias.to(x.dtype).view(-1, *[1] * (x.ndim - dim - 1)).expand_as(x), None
+    return _backward(v, vbias, dy, x, bias, dim, approximate, needs)
+
+
+def _backward(
+    v: Tensor | None,
+    vbias: Tensor | None,
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    approximate: str,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    needs_dy, needs_x, needs_bias = needs
+    ddy = torch.empty_like(x) if needs_dy else None
     dx = torch.empty_like(x)
-    dbias = None if bias is None else torch.empty_like(bias, memory_format=torch.contiguous_format)
+    dbias = torch.empty_like(bias, memory_format=torch.contiguous_format) if bias is not None and needs_bias else None
     if not x.numel():
-        return dx if needs_x else None, dbias.zero_() if dbias is not None and needs_bias else None
-    (dy, x), walk = _walk(dx, dim if bias is not None else None, dy, x)
-    plan = _plan_backward(walk, x.itemsize, approximate, target(x.device), needs_x, needs_bias)
-    partial = dbias if dbias is not None else dx
-    if plan.finish:
-        partial = torch.empty(plan.slabs, walk.bias_size, dtype=torch.float32, device=x.device)
+        return ddy, dx if needs_x else None, dbias if dbias is None else dbias.zero_()
+    (dy, v_, x), walk = _walk(dx, None if bias is None else dim, dy, dy if v is None else v, x)
+    plan = _plan_backward(
+        walk, x.itemsize, approximate, target(x.device), needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias
+    )
+    partial = torch.empty(plan.slabs, walk.bias_size, dtype=torch.float32, device=x.device) if plan.finish else dbias
+    bias, vbias = (t if t is None else t.contiguous() for t in (bias, vbias))
     with _on(x.device):
-        _run(plan.walk, dy, x, x if bias is None else bias.contiguous(), dx, partial)
+        _run(plan.walk, dy, None if v is None else v_, vbias, x, bias, ddy, dx, partial)
         if plan.finish:
-            assert dbias is not None
             _run(plan.finish, partial, dbias)
-    return dx if needs_x else None, dbias if needs_bias else None
+    return ddy, dx if needs_x else None, dbias
 
 
 @functools.cache
@@ -74,13 +107,7 @@ def _walk(like: Tensor, dim: int | None, *tensors: Tensor) -> tuple[list[Tensor]
 
 _matrices = functools.lru_cache(maxsize=1024)(matrices)
 _plan_forward = functools.lru_cache(maxsize=1024)(_launch.forward)
-
-
-@functools.lru_cache(maxsize=1024)
-def _plan_backward(
-    walk: Matrices, itemsize: int, approximate: str, target: Target, needs_x: bool, needs_bias: bool
-) -> _launch.Backward:
-    return _launch.backward(walk, itemsize, approximate, target, needs_x=needs_x, needs_bias=needs_bias)
+_plan_backward = functools.lru_cache(maxsize=1024)(_launch.backward)
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
@@ -91,6 +118,6 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return guard
 
 
-def _run(launch: Launch, *tensors: Tensor) -> None:
+def _run(launch: Launch, *tensors: Tensor | None) -> None:
     kernel = getattr(_seam.kernels, launch.kernel)
     kernel[launch.grid](*tensors, *launch.integers, **dict(launch.constants), num_warps=launch.num_warps)

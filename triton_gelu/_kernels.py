@@ -7,13 +7,13 @@ UPPER case is known when compiling.
 import triton
 import triton.language as tl
 
-from triton_gelu._formulas import INTERPRETED, dgelu, gelu
+from triton_gelu._formulas import INTERPRETED, d2gelu, dgelu, gelu
 
 # Integers are not specialised on their values: no shape compiles a kernel for itself.
 FORWARD_INTEGERS = ["batch", "rows", "cols", "row_tiles", "x_batch", "x_row", "y_batch", "y_row"]
 BACKWARD_INTEGERS = [
     "batch", "rows", "cols", "segments", "slab_batches", "slab_length",
-    "dy_batch", "dy_row", "x_batch", "x_row", "dx_batch", "dx_row",
+    "dy_batch", "dy_row", "v_batch", "v_row", "x_batch", "x_row", "dx_batch", "dx_row",
 ]  # fmt: skip
 
 
@@ -69,8 +69,11 @@ def forward(
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     cols = cols.to(index) * ALIGN
     tile = tl.program_id(1) + tl.program_id(2) * FOLD
-    b = tile // row_tiles if BATCHED else tile * 0
-    rows = tl.where(b < batch, rows, 0)
+    if BATCHED:
+        b = tile // row_tiles
+        rows = tl.where(b < batch, rows, 0)
+    else:
+        b = 0
     first_row = (tile - b * row_tiles) * BLOCK_ROWS
     row = tl.arange(0, BLOCK_ROWS).to(index)
     col = tl.program_id(0).to(index) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
@@ -85,15 +88,21 @@ def forward(
 @triton.jit(do_not_specialize=BACKWARD_INTEGERS)
 def backward(
     dy_ptr,  # [batch, rows, cols]
+    v_ptr,  # [batch, rows, cols], the gradient of dx, or None in the first backward pass
+    vbias_ptr,  # [rows] or [cols], the gradient of dbias, or None
     x_ptr,  # [batch, rows, cols]
     bias_ptr,  # [rows] or [cols]
+    ddy_ptr,  # [batch, rows, cols]
     dx_ptr,  # [batch, rows, cols]
     partial_ptr,  # [slabs, rows] or [slabs, cols]
-    batch, rows, cols, segments, slab_batches, slab_length, dy_batch, dy_row, x_batch, x_row, dx_batch, dx_row,
+    batch, rows, cols, segments, slab_batches, slab_length,
+    dy_batch, dy_row, v_batch, v_row, x_batch, x_row, dx_batch, dx_row,
     FORMULA: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """dx = dy * gelu'(x + bias) and its sums, in one pass.
+    """dx = dy * gelu'(u), u = x + bias, and its sums, in one pass; the second time, with v += vbias, the gradients of that:
+    ddy = v * gelu'(u), dx = v * dy * gelu''(u) and its sums.
 
     A program stays on one tile of the bias and walks the other axis, within its slab of batches and of that axis; it
     leaves the sum over its slab behind in fp32.
@@ -115,6 +124,7 @@ def backward(
         last = tl.minimum(first + slab_length, rows)
         STEP: tl.constexpr = BLOCK_ROWS
     bias = load_bias(bias_ptr, first_row, row, col, rows, cols, BIAS)
+    vbias = load_bias(vbias_ptr, first_row, row, col, rows, cols, "none" if vbias_ptr is None else BIAS)
 
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for b in range(first_batch, tl.minimum(first_batch + slab_batches, batch)):
@@ -124,7 +134,14 @@ def backward(
             inside = (row < rows - top)[:, None] & (c < cols)[None, :]
             u = load(at(x_ptr, b, top, row, c, x_batch, x_row, ALIGN), inside) + bias
             dy = load(at(dy_ptr, b, top, row, c, dy_batch, dy_row, ALIGN), inside)
-            dx = dy * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
+            if v_ptr is None:
+                dx = dy * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
+            else:
+                v = load(at(v_ptr, b, top, row, c, v_batch, v_row, ALIGN), inside) + vbias
+                dx = v * dy * d2gelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
+                if NEEDS_DY:
+                    ddy = v * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
+                    store(at(ddy_ptr, b, top, row, c, dx_batch, dx_row, ALIGN), ddy, inside)
             if NEEDS_X:
                 store(at(dx_ptr, b, top, row, c, dx_batch, dx_row, ALIGN), dx, inside)
             if NEEDS_BIAS:

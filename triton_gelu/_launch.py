@@ -76,9 +76,13 @@ def forward(matrices: Matrices, itemsize: int, formula: str, target: Target) -> 
 
 
 def backward(
-    matrices: Matrices, itemsize: int, formula: str, target: Target, *, needs_x: bool, needs_bias: bool
+    matrices: Matrices, itemsize: int, formula: str, target: Target, *, needs_dy: bool, needs_x: bool, needs_bias: bool
 ) -> Backward:
-    """Plan `dx = dy * gelu'(x + bias)` and its sum over everything but the bias; `matrices` walks dy, x and dx."""
+    """Plan `dx = dy * gelu'(x + bias)` and its sum over everything but the bias.
+
+    `matrices` walks dy, v, x and dx, where v is the gradient of dx in a second backward pass and stands for dy in the
+    first, which has no gradient of dy.
+    """
     block_rows, block_cols = _tile(matrices, WARP_BYTES // itemsize, 2 * WARPS * target.tile_scale)
     if matrices.bias == "rows":
         fixed, length, step = _cdiv(matrices.rows, block_rows), matrices.cols, block_cols
@@ -103,7 +107,7 @@ def backward(
             *_strides(matrices, align),
         ),
         constants=_constants(matrices, formula, target, align, block_rows, block_cols)
-        + (("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias)),
+        + (("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias)),
     )  # fmt: skip
     return Backward(walk, slabs, finish(slabs, matrices.bias_size) if needs_bias and slabs > 1 else None)
 
@@ -154,7 +158,7 @@ def _constants(
     return (
         ("FORMULA", formula),
         ("BIAS", matrices.bias),
-        ("PACKED", target.packed),
+        ("PACKED", target.packed and align > 1),  # pairs are neighbours of one thread
         ("ALIGN", align),
         ("WIDE", matrices.cols + block_cols >= 2**31 or block_rows * widest >= 2**31),
         ("BLOCK_ROWS", block_rows),

@@ -1,0 +1,266 @@
+"""GELU and its first two derivatives on the device: an input times a gate, gelu(u) = u C(u).
+
+Every gate here has C(-u) = 1 - C(u), so the half-line a = |u| tells everything, by the gate's small side Q(a) = C(-a):
+
+    gelu(u)   = relu(u) - a Q
+    gelu'(u)  = k if u < 0 else 1 - k    with k = Q - a C'
+    gelu''(u) = 2 C' + a C''             of a
+
+Q and C' are one exponential times positive factors, Q = e m and C' = e g, so the negative tail keeps its digits until
+it underflows; a is clamped where e has become 0, so infinities need no special case. -0 gives +0: keeping its sign
+would cost an instruction.
+
+`u` is a float32 tensor [M, N] with N even. FORMULA is PyTorch's `approximate` ("none" is the exact, erf form), or
+"sigmoid". DTYPE, the type a result is stored in, chooses the tier: in float32 an exponential reduces its range in exact
+steps and a reciprocal takes a Newton step; in 16 bits the hardware's are good enough. PACKED is for GPUs that issue
+instructions too slowly for their memory (sm_100): two elements then share an FMA, or a reciprocal. The polynomials are
+minimax fits, made and measured by perf/fit.py.
+"""
+
+import math
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+LN2 = tl.constexpr(math.log(2))
+
+# Logistic gates are C = 1 / (1 + exp(-z)), z = LINEAR u + CUBIC u^3. The exact gate has C' = BELL exp(-z), z = u^2 / 2.
+TANH_LINEAR = tl.constexpr(2 * math.sqrt(2 / math.pi))
+TANH_CUBIC = tl.constexpr(2 * math.sqrt(2 / math.pi) * 0.044715)
+SIGMOID_LINEAR = tl.constexpr(1.702)
+BELL = tl.constexpr(1 / math.sqrt(2 * math.pi))
+
+# e carries a factor 2^LIFT = UP, m and g carry DOWN, so that no factor underflows before the result does.
+LIFT = tl.constexpr(16)
+UP = tl.constexpr(2.0**LIFT.value)
+DOWN = tl.constexpr(2.0**-LIFT.value)
+
+
+def _cubic_root(linear: float, cubic: float, value: float) -> float:
+    """The a where linear a + cubic a^3 = value: Cardano's formula in hyperbolic functions."""
+    half = math.sqrt(linear / (3 * cubic))
+    return 2 * half * math.sinh(math.asinh(value / (2 * cubic * half**3)) / 3)
+
+
+# The a where e has fallen to 2^-127, which is stored as 0. In float16 no result is left below 2^-34.
+LONGEST = (127 + LIFT.value) * math.log(2)
+TANH_REACH = tl.constexpr(_cubic_root(TANH_LINEAR.value, TANH_CUBIC.value, LONGEST))
+SIGMOID_REACH = tl.constexpr(LONGEST / SIGMOID_LINEAR.value)
+EXACT_REACH = tl.constexpr(math.sqrt(2 * LONGEST))
+EXACT_REACH_FLOAT16 = tl.constexpr(math.sqrt(2 * 34 * math.log(2)))
+
+
+def _short(value: float, bits: int) -> float:
+    """`value` rounded to its leading `bits` binary digits."""
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(round(math.ldexp(mantissa, bits)), exponent - bits)
+
+
+# Range reduction in float32: exp(-z) = 2^n exp(-z - n ln 2), in a unit that makes z simple. STEP is ln 2 in this unit, so
+# short that n STEP is exact; REST is what STEP leaves out. Adding ROUND puts an integer into the low bits of a number.
+ROUND = tl.constexpr(1.5 * 2**23)
+SQUARE_STEP = tl.constexpr(_short(2 * math.log(2), 17))
+STRETCH = tl.constexpr(2 * math.log(2) / SQUARE_STEP.value - 1)
+CUBE_SHIFT = tl.constexpr(_short(1 / 0.044715, 21))
+CUBE_SHIFT_REST = tl.constexpr(1 / 0.044715 - CUBE_SHIFT.value)
+CUBE_STEP = tl.constexpr(_short(math.log(2) / TANH_CUBIC.value, 16))
+CUBE_STEP_REST = tl.constexpr(math.log(2) / TANH_CUBIC.value - CUBE_STEP.value)
+LINE_STEP = tl.constexpr(_short(math.log(2) / SIGMOID_LINEAR.value, 16))
+LINE_STEP_REST = tl.constexpr(math.log(2) / SIGMOID_LINEAR.value - LINE_STEP.value)
+
+# Mills' ratio (1 - Phi) / phi is a polynomial in 1 / (a + POLE) - MIDDLE.
+MILLS_POLE = tl.constexpr(3.0)
+MILLS_MIDDLE = tl.constexpr(0.112)
+
+
+@triton.jit
+def fma(x, y, z, PACKED: tl.constexpr):
+    """x y + z, rounded once."""
+    if PACKED and not INTERPRETED:
+        return tl.inline_asm_elementwise(
+            "{.reg .b64 x, y, z; mov.b64 x, {$2, $3}; mov.b64 y, {$4, $5}; mov.b64 z, {$6, $7};"
+            " fma.rn.f32x2 x, x, y, z; mov.b64 {$0, $1}, x;}",
+            "=f,=f,f,f,f,f,f,f", [x, y, z], dtype=tl.float32, is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        return tl.fma(x, y, z)
+
+
+@triton.jit
+def horner(x, SCALE: tl.constexpr, coefficients, PACKED: tl.constexpr):
+    """The polynomial in SCALE x, highest power first."""
+    degree: tl.constexpr = len(coefficients) - 1
+    p = fma(x, coefficients[0] * SCALE**degree, coefficients[1] * SCALE ** (degree - 1), PACKED)
+    for i in tl.static_range(2, degree + 1):
+        p = fma(p, x, coefficients[i] * SCALE ** (degree - i), PACKED)
+    return p
+
+
+@triton.jit
+def reciprocal(d):
+    """The hardware's own: within 1 ulp or so, of d from 2^-126 to 2^126."""
+    if INTERPRETED:
+        return 1.0 / d
+    else:
+        return libdevice.fast_dividef(1.0, d)
+
+
+@triton.jit
+def reciprocal_by_pairs(d):
+    """One reciprocal for two neighbours: with r = 1 / (d0 d1), 1/d0 = r d1 and 1/d1 = r d0."""
+    M: tl.constexpr = d.shape[0]
+    N: tl.constexpr = d.shape[1]
+    d0, d1 = tl.split(tl.reshape(d, (M, N // 2, 2)))
+    r = reciprocal(d0 * d1)
+    return tl.reshape(tl.join(r * d1, r * d0), (M, N))
+
+
+@triton.jit
+def reciprocal_of_sum(x, Y: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+    """1 / (x + Y); the Newton step of float32 makes up for the rounding of the sum, too."""
+    if DTYPE == tl.float32:
+        r = reciprocal(x + Y)
+        return fma(fma(-x, r, fma(r, -Y, 1.0, PACKED), PACKED), r, r, PACKED)
+    elif PACKED:
+        return reciprocal_by_pairs(x + Y)
+    else:
+        return reciprocal(x + Y)
+
+
+@triton.jit
+def cubic_over_a(a, FORMULA: tl.constexpr, LINEAR: tl.constexpr, CUBIC: tl.constexpr):
+    """LINEAR p + CUBIC q a^2, of z = p a + q a^3: with (1, 1) z / a, with (1, 3) z', with (2, 12) 2 z' + a z''."""
+    if FORMULA == "tanh":
+        return tl.fma(a * a, TANH_CUBIC * CUBIC, TANH_LINEAR * LINEAR)
+    else:
+        return SIGMOID_LINEAR * LINEAR
+
+
+@triton.jit
+def exponential(a, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+    """e = 2^LIFT exp(-z). The exact gate in float32 has (1 + STRETCH) z for z: it saves the REST."""
+    if DTYPE != tl.float32:
+        if FORMULA == "none":
+            return tl.exp2(tl.fma(a * a, -0.5 / LN2, LIFT))
+        else:
+            return tl.exp2(tl.fma(a, cubic_over_a(a, FORMULA, -1 / LN2, -1 / LN2), LIFT))
+    else:
+        if FORMULA == "none":
+            unit: tl.constexpr = -LN2 / SQUARE_STEP
+            n = fma(a * a, -1 / SQUARE_STEP, ROUND, PACKED)
+            f = fma(a, a, fma(n, SQUARE_STEP, -ROUND * SQUARE_STEP, PACKED), PACKED)
+        elif FORMULA == "tanh":  # z = CUBIC a (a^2 + 1 / 0.044715) = CUBIC a (s + t), where t is the rounding error of s
+            unit: tl.constexpr = -TANH_CUBIC
+            s = fma(a, a, CUBE_SHIFT, PACKED)
+            t = fma(a, a, CUBE_SHIFT - s, PACKED) + CUBE_SHIFT_REST
+            n = fma(s, a * (-1 / CUBE_STEP), ROUND, PACKED)
+            f = fma(a, s, (n - ROUND) * CUBE_STEP, PACKED)
+            f = fma(a, t, fma(n - ROUND, CUBE_STEP_REST, f, PACKED), PACKED)
+        else:
+            unit: tl.constexpr = -SIGMOID_LINEAR
+            n = fma(a, -1 / LINE_STEP, ROUND, PACKED)
+            f = fma(n - ROUND, LINE_STEP_REST, fma(n - ROUND, LINE_STEP, a, PACKED), PACKED)
+        exp = (0.001384363016, 0.008374175106, 0.04166800336, 0.1666643104, 0.499999942, 1.000000032, 1.0)
+        power = (n.to(tl.int32, bitcast=True) << 23) + ((127 + LIFT) << 23)
+        return horner(f, unit, exp, PACKED) * power.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def mills(a, PACKED: tl.constexpr):
+    """m of the exact gate in float32: DOWN BELL exp(STRETCH z) times Mills' ratio."""
+    t = reciprocal(a + MILLS_POLE)
+    error = fma(-a, t, fma(t, -MILLS_POLE, 1.0, PACKED), PACKED)
+    return horner(fma(t, error, t - MILLS_MIDDLE, PACKED), 1.0, (
+        -0.009161829, 0.0077540902, -0.0009679646, -0.00085517764, -6.420818e-05, 0.00017847735, 0.00011810311,
+        4.5345776e-05, 1.2768688e-05, 9.998048e-07,
+    ), PACKED)  # fmt: skip
+
+
+@triton.jit
+def gate(a, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+    """e, m, g with Q = e m and C' = e g."""
+    e = exponential(a, FORMULA, DTYPE, PACKED)
+    if FORMULA == "none":
+        stretch: tl.constexpr = STRETCH if DTYPE == tl.float32 else 0.0
+        return e, mills(a, PACKED), fma(a * a, DOWN * BELL * stretch / 2, DOWN * BELL, PACKED)
+    else:
+        m = reciprocal_of_sum(e, UP, DTYPE, PACKED)
+        return e, m, m * m * cubic_over_a(a, FORMULA, UP, 3 * UP)
+
+
+@triton.jit
+def exact_side(a, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+    """2^LIFT Q in 16 bits: the exponential of a polynomial, LIFT + log2 Q."""
+    if DTYPE == tl.float16:
+        return tl.exp2(horner(a, 1.0, (
+            3.2607313e-05, -0.00075087446, 0.0079566585, -0.05309295, -0.4591118, -1.1510742, 15.0,
+        ), PACKED))  # fmt: skip
+    else:
+        return tl.exp2(horner(a, 1.0, (
+            2.841764e-08, -1.7981863e-06, 4.901669e-05, -0.00076050113, 0.007528375, -0.051212553, -0.46196744,
+            -1.1497605, 15.0,
+        ), PACKED))  # fmt: skip
+
+
+@triton.jit
+def exact_slope(a, DTYPE: tl.constexpr):
+    """k in 16 bits: e times a polynomial, with the zero of k factored out, for digits on both sides of it."""
+    if DTYPE == tl.float16:
+        p = horner(a, 1.0, (
+            -6.966778e-12, 1.9134329e-10, -2.3145936e-09, 1.6412955e-08, -7.7190585e-08, 2.6143903e-07, -6.852211e-07,
+            1.4768876e-06, -2.6938637e-06, 1.0148246e-05,
+        ), False)  # fmt: skip
+    else:
+        p = horner(a, 1.0, (
+            7.525734e-15, -5.512326e-13, 1.7545581e-11, -3.1898473e-10, 3.667641e-09, -2.797907e-08, 1.4535782e-07,
+            -5.2531664e-07, 1.3625291e-06, -2.661375e-06, 1.0146679e-05,
+        ), False)  # fmt: skip
+    return exponential(a, "none", DTYPE, False) * p * (0.7517915246935645 - a)
+
+
+@triton.jit
+def magnitude(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ON_NAN: tl.constexpr):
+    """a = |u|, no greater than where e vanishes."""
+    if FORMULA == "tanh":
+        reach: tl.constexpr = TANH_REACH
+    elif FORMULA == "sigmoid":
+        reach: tl.constexpr = SIGMOID_REACH
+    else:
+        reach: tl.constexpr = EXACT_REACH_FLOAT16 if DTYPE == tl.float16 else EXACT_REACH
+    return tl.minimum(tl.abs(u), reach, propagate_nan=ON_NAN)
+
+
+@triton.jit
+def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+    relu = tl.maximum(u, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    a = magnitude(u, FORMULA, DTYPE, tl.PropagateNan.NONE)  # a NaN in here would spoil the neighbour's reciprocal
+    if FORMULA == "none" and DTYPE != tl.float32:
+        return fma(a * exact_side(a, DTYPE, PACKED), -DOWN, relu, PACKED)
+    else:
+        e, m, _ = gate(a, FORMULA, DTYPE, PACKED)
+        return fma(a * e, -m, relu, PACKED and DTYPE == tl.float32)
+
+
+@triton.jit
+def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+    a = magnitude(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
+    if FORMULA == "none" and DTYPE != tl.float32:
+        k = exact_slope(a, DTYPE)
+    else:
+        e, m, g = gate(a, FORMULA, DTYPE, False)
+        k = e * tl.fma(-a, g, m)
+    return tl.where(u < 0, k, 1.0 - k)
+
+
+@triton.jit
+def d2gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+    a = magnitude(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
+    e, m, g = gate(a, FORMULA, DTYPE, False)
+    if FORMULA == "none":  # C'' = -a C'
+        return e * g * tl.fma(-a, a, 2.0)
+    else:  # C' = z' (e m) (m UP) and C'' / C' = z'' / z' - z' (1 - 2 Q)
+        slope = cubic_over_a(a, FORMULA, 1, 3)
+        bend = tl.fma(-(a * slope * slope), (UP - e) * m, cubic_over_a(a, FORMULA, 2, 12))
+        return e * (m * (m * UP) * bend)
