@@ -1,7 +1,18 @@
 """Triton kernels that fuse GELU with the bias-add before it, as PyTorch functions and layers."""
 
+from triton_gelu.audio import AudioEncoder
 from triton_gelu.functional import bias_gelu, gelu
-from triton_gelu.modules import GELU, BiasGELU
+from triton_gelu.modules import GELU, MLP, BiasGELU, Conv1dGELU, Conv2dGELU, LinearGELU
 
 __version__ = "0.1.0"
-__all__ = ["GELU", "BiasGELU", "bias_gelu", "gelu"]
+__all__ = [
+    "GELU",
+    "MLP",
+    "AudioEncoder",
+    "BiasGELU",
+    "Conv1dGELU",
+    "Conv2dGELU",
+    "LinearGELU",
+    "bias_gelu",
+    "gelu",
+]

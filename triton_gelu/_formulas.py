@@ -1,14 +1,14 @@
 """GELU and its first two derivatives on the device: an input times a gate, gelu(u) = u C(u).
 
-Every gate here has C(-u) = 1 - C(u), so the half-line a = |u| tells everything, by the gate's small side Q(a) = C(-a):
+Every gate here has C(-u) = 1 - C(u), so the negative half-line, n = -|u|, tells everything:
 
-    gelu(u)   = relu(u) - a Q
-    gelu'(u)  = k if u < 0 else 1 - k    with k = Q - a C'
-    gelu''(u) = 2 C' + a C''             of a
+    gelu(u)   = relu(u) + gelu(n)                           gelu(n)   = n C
+    gelu'(u)  = gelu'(n) if u < 0 else 1 - gelu'(n)         gelu'(n)  = C + n C'
+    gelu''(u) = gelu''(n)                                   gelu''(n) = 2 C' + n C''
 
-Q and C' are one exponential times positive factors, Q = e m and C' = e g, so the negative tail keeps its digits until
-it underflows; a is clamped where e has become 0, so infinities need no special case. -0 gives +0: keeping its sign
-would cost an instruction.
+There C and C' are one exponential times positive factors, C = e m and C' = e g, so the tail keeps its digits until it
+underflows. n is clamped where e has become 0, so infinities need no special case. -0 gives +0: keeping its sign would
+cost an instruction.
 
 `u` is a float32 tensor [M, N] with N even. FORMULA is PyTorch's `approximate` ("none" is the exact, erf form), or
 "sigmoid". DTYPE, the type a result is stored in, chooses the tier: in float32 an exponential reduces its range in exact
@@ -26,25 +26,25 @@ from triton.language.extra import libdevice
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LN2 = tl.constexpr(math.log(2))
 
-# Logistic gates are C = 1 / (1 + exp(-z)), z = LINEAR u + CUBIC u^3. The exact gate has C' = BELL exp(-z), z = u^2 / 2.
+# Logistic gates are C = 1 / (1 + exp(-z)), z = LINEAR u + CUBIC u^3. The exact gate has C' = BELL exp(z), z = -u^2 / 2.
 TANH_LINEAR = tl.constexpr(2 * math.sqrt(2 / math.pi))
 TANH_CUBIC = tl.constexpr(2 * math.sqrt(2 / math.pi) * 0.044715)
 SIGMOID_LINEAR = tl.constexpr(1.702)
 BELL = tl.constexpr(1 / math.sqrt(2 * math.pi))
 
-# e carries a factor 2^LIFT = UP, m and g carry DOWN, so that no factor underflows before the result does.
+# e carries a factor UP = 2^LIFT, m and g carry DOWN, so that no factor underflows before the result does.
 LIFT = tl.constexpr(16)
 UP = tl.constexpr(2.0**LIFT.value)
 DOWN = tl.constexpr(2.0**-LIFT.value)
 
 
 def _cubic_root(linear: float, cubic: float, value: float) -> float:
-    """The a where linear a + cubic a^3 = value: Cardano's formula in hyperbolic functions."""
+    """The x where linear x + cubic x^3 = value: Cardano's formula in hyperbolic functions."""
     half = math.sqrt(linear / (3 * cubic))
     return 2 * half * math.sinh(math.asinh(value / (2 * cubic * half**3)) / 3)
 
 
-# The a where e has fallen to 2^-127, which is stored as 0. In float16 no result is left below 2^-34.
+# The |u| where e has fallen to 2^-127, which is stored as 0. In float16 no result is left below 2^-34.
 LONGEST = (127 + LIFT.value) * math.log(2)
 TANH_REACH = tl.constexpr(_cubic_root(TANH_LINEAR.value, TANH_CUBIC.value, LONGEST))
 SIGMOID_REACH = tl.constexpr(LONGEST / SIGMOID_LINEAR.value)
@@ -52,25 +52,23 @@ EXACT_REACH = tl.constexpr(math.sqrt(2 * LONGEST))
 EXACT_REACH_FLOAT16 = tl.constexpr(math.sqrt(2 * 34 * math.log(2)))
 
 
-def _short(value: float, bits: int) -> float:
-    """`value` rounded to its leading `bits` binary digits."""
+def _split(value: float, bits: int) -> tuple[tl.constexpr, tl.constexpr]:
+    """`value` as its leading `bits` binary digits and the rest."""
     mantissa, exponent = math.frexp(value)
-    return math.ldexp(round(math.ldexp(mantissa, bits)), exponent - bits)
+    head = math.ldexp(round(math.ldexp(mantissa, bits)), exponent - bits)
+    return tl.constexpr(head), tl.constexpr(value - head)
 
 
-# Range reduction in float32: exp(-z) = 2^n exp(-z - n ln 2), in a unit that makes z simple. STEP is ln 2 in this unit, so
-# short that n STEP is exact; REST is what STEP leaves out. Adding ROUND puts an integer into the low bits of a number.
+# Range reduction in float32: exp(z) = 2^-k exp(z + k ln 2), in a unit that makes z simple. STEP is ln 2 in that unit,
+# short enough for k STEP to be exact. Adding ROUND puts the nearest integer into the low bits of a number.
 ROUND = tl.constexpr(1.5 * 2**23)
-SQUARE_STEP = tl.constexpr(_short(2 * math.log(2), 17))
-STRETCH = tl.constexpr(2 * math.log(2) / SQUARE_STEP.value - 1)
-CUBE_SHIFT = tl.constexpr(_short(1 / 0.044715, 21))
-CUBE_SHIFT_REST = tl.constexpr(1 / 0.044715 - CUBE_SHIFT.value)
-CUBE_STEP = tl.constexpr(_short(math.log(2) / TANH_CUBIC.value, 16))
-CUBE_STEP_REST = tl.constexpr(math.log(2) / TANH_CUBIC.value - CUBE_STEP.value)
-LINE_STEP = tl.constexpr(_short(math.log(2) / SIGMOID_LINEAR.value, 16))
-LINE_STEP_REST = tl.constexpr(math.log(2) / SIGMOID_LINEAR.value - LINE_STEP.value)
+SQUARE_STEP, SQUARE_REST = _split(2 * math.log(2), 17)
+CUBE_STEP, CUBE_STEP_REST = _split(math.log(2) / TANH_CUBIC.value, 16)
+CUBE_SHIFT, CUBE_SHIFT_REST = _split(1 / 0.044715, 21)
+LINE_STEP, LINE_STEP_REST = _split(math.log(2) / SIGMOID_LINEAR.value, 16)
+STRETCH = tl.constexpr(SQUARE_REST.value / SQUARE_STEP.value)
 
-# Mills' ratio (1 - Phi) / phi is a polynomial in 1 / (a + POLE) - MIDDLE.
+# Mills' ratio C / C' is a polynomial in 1 / (|u| + POLE) - MIDDLE.
 MILLS_POLE = tl.constexpr(3.0)
 MILLS_MIDDLE = tl.constexpr(0.112)
 
@@ -130,48 +128,48 @@ def reciprocal_of_sum(x, Y: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.conste
 
 
 @triton.jit
-def cubic_over_a(a, FORMULA: tl.constexpr, LINEAR: tl.constexpr, CUBIC: tl.constexpr):
-    """LINEAR p + CUBIC q a^2, of z = p a + q a^3: with (1, 1) z / a, with (1, 3) z', with (2, 12) 2 z' + a z''."""
+def cubic_over_n(n, FORMULA: tl.constexpr, LINEAR: tl.constexpr, CUBIC: tl.constexpr):
+    """LINEAR p + CUBIC q n^2, of z = p n + q n^3: with (1, 1) z / n, with (1, 3) z', with (2, 12) 2 z' + n z''."""
     if FORMULA == "tanh":
-        return tl.fma(a * a, TANH_CUBIC * CUBIC, TANH_LINEAR * LINEAR)
+        return tl.fma(n * n, TANH_CUBIC * CUBIC, TANH_LINEAR * LINEAR)
     else:
         return SIGMOID_LINEAR * LINEAR
 
 
 @triton.jit
-def exponential(a, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
-    """e = 2^LIFT exp(-z). The exact gate in float32 has (1 + STRETCH) z for z: it saves the REST."""
+def exponential(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+    """e = 2^LIFT exp(z). The exact gate in float32 has (1 + STRETCH) z for z: that saves the REST."""
     if DTYPE != tl.float32:
         if FORMULA == "none":
-            return tl.exp2(tl.fma(a * a, -0.5 / LN2, LIFT))
+            return tl.exp2(tl.fma(n * n, -0.5 / LN2, LIFT))
         else:
-            return tl.exp2(tl.fma(a, cubic_over_a(a, FORMULA, -1 / LN2, -1 / LN2), LIFT))
+            return tl.exp2(tl.fma(n, cubic_over_n(n, FORMULA, 1 / LN2, 1 / LN2), LIFT))
     else:
         if FORMULA == "none":
             unit: tl.constexpr = -LN2 / SQUARE_STEP
-            n = fma(a * a, -1 / SQUARE_STEP, ROUND, PACKED)
-            f = fma(a, a, fma(n, SQUARE_STEP, -ROUND * SQUARE_STEP, PACKED), PACKED)
-        elif FORMULA == "tanh":  # z = CUBIC a (a^2 + 1 / 0.044715) = CUBIC a (s + t), where t is the rounding error of s
-            unit: tl.constexpr = -TANH_CUBIC
-            s = fma(a, a, CUBE_SHIFT, PACKED)
-            t = fma(a, a, CUBE_SHIFT - s, PACKED) + CUBE_SHIFT_REST
-            n = fma(s, a * (-1 / CUBE_STEP), ROUND, PACKED)
-            f = fma(a, s, (n - ROUND) * CUBE_STEP, PACKED)
-            f = fma(a, t, fma(n - ROUND, CUBE_STEP_REST, f, PACKED), PACKED)
+            r = fma(n * n, -1 / SQUARE_STEP, ROUND, PACKED)
+            f = fma(n, n, fma(r, SQUARE_STEP, -ROUND * SQUARE_STEP, PACKED), PACKED)
+        elif FORMULA == "tanh":  # z = CUBIC n (n^2 + 1 / 0.044715) = CUBIC n (s + t), with t what s was rounded by
+            unit: tl.constexpr = TANH_CUBIC
+            s = fma(n, n, CUBE_SHIFT, PACKED)
+            t = fma(n, n, CUBE_SHIFT - s, PACKED) + CUBE_SHIFT_REST
+            r = fma(s, n * (1 / CUBE_STEP), ROUND, PACKED)
+            f = fma(n, s, (ROUND - r) * CUBE_STEP, PACKED)
+            f = fma(n, t, fma(ROUND - r, CUBE_STEP_REST, f, PACKED), PACKED)
         else:
-            unit: tl.constexpr = -SIGMOID_LINEAR
-            n = fma(a, -1 / LINE_STEP, ROUND, PACKED)
-            f = fma(n - ROUND, LINE_STEP_REST, fma(n - ROUND, LINE_STEP, a, PACKED), PACKED)
-        exp = (0.001384363016, 0.008374175106, 0.04166800336, 0.1666643104, 0.499999942, 1.000000032, 1.0)
-        power = (n.to(tl.int32, bitcast=True) << 23) + ((127 + LIFT) << 23)
+            unit: tl.constexpr = SIGMOID_LINEAR
+            r = fma(n, 1 / LINE_STEP, ROUND, PACKED)
+            f = fma(ROUND - r, LINE_STEP_REST, fma(ROUND - r, LINE_STEP, n, PACKED), PACKED)
+        exp = (0.00138436301589, 0.0083741751055, 0.0416680033646, 0.166664310352, 0.499999942004, 1.00000003221, 1.0)
+        power = (r.to(tl.int32, bitcast=True) << 23) + ((127 + LIFT) << 23)
         return horner(f, unit, exp, PACKED) * power.to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def mills(a, PACKED: tl.constexpr):
-    """m of the exact gate in float32: DOWN BELL exp(STRETCH z) times Mills' ratio."""
-    t = reciprocal(a + MILLS_POLE)
-    error = fma(-a, t, fma(t, -MILLS_POLE, 1.0, PACKED), PACKED)
+def mills(n, PACKED: tl.constexpr):
+    """m of the exact gate in float32: DOWN BELL exp(-STRETCH z) times Mills' ratio."""
+    t = reciprocal(MILLS_POLE - n)
+    error = fma(n, t, fma(t, -MILLS_POLE, 1.0, PACKED), PACKED)
     return horner(fma(t, error, t - MILLS_MIDDLE, PACKED), 1.0, (
         -0.009161829, 0.0077540902, -0.0009679646, -0.00085517764, -6.420818e-05, 0.00017847735, 0.00011810311,
         4.5345776e-05, 1.2768688e-05, 9.998048e-07,
@@ -179,88 +177,90 @@ def mills(a, PACKED: tl.constexpr):
 
 
 @triton.jit
-def gate(a, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
-    """e, m, g with Q = e m and C' = e g."""
-    e = exponential(a, FORMULA, DTYPE, PACKED)
+def gate(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+    """e, m, g with C = e m and C' = e g."""
+    e = exponential(n, FORMULA, DTYPE, PACKED)
     if FORMULA == "none":
         stretch: tl.constexpr = STRETCH if DTYPE == tl.float32 else 0.0
-        return e, mills(a, PACKED), fma(a * a, DOWN * BELL * stretch / 2, DOWN * BELL, PACKED)
-    else:
+        return e, mills(n, PACKED), fma(n * n, DOWN * BELL * stretch / 2, DOWN * BELL, PACKED)
+    else:  # C' = z' C (1 - C)
         m = reciprocal_of_sum(e, UP, DTYPE, PACKED)
-        return e, m, m * m * cubic_over_a(a, FORMULA, UP, 3 * UP)
+        return e, m, m * m * cubic_over_n(n, FORMULA, UP, 3 * UP)
 
 
 @triton.jit
-def exact_side(a, DTYPE: tl.constexpr, PACKED: tl.constexpr):
-    """2^LIFT Q in 16 bits: the exponential of a polynomial, LIFT + log2 Q."""
+def exact_gate(n, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+    """C in 16 bits, the exponential of its logarithm (and 2^LIFT C in bfloat16; float16 ends before C underflows)."""
     if DTYPE == tl.float16:
-        return tl.exp2(horner(a, 1.0, (
-            3.2607313e-05, -0.00075087446, 0.0079566585, -0.05309295, -0.4591118, -1.1510742, 15.0,
+        return tl.exp2(horner(n, 1.0, (
+            3.2607313e-05, 0.00075087446, 0.0079566585, 0.05309295, -0.4591118, 1.1510742, -1.0,
         ), PACKED))  # fmt: skip
     else:
-        return tl.exp2(horner(a, 1.0, (
-            2.841764e-08, -1.7981863e-06, 4.901669e-05, -0.00076050113, 0.007528375, -0.051212553, -0.46196744,
-            -1.1497605, 15.0,
+        return tl.exp2(horner(n, 1.0, (
+            2.841764e-08, 1.7981863e-06, 4.901669e-05, 0.00076050113, 0.007528375, 0.051212553, -0.46196744,
+            1.1497605, 15.0,
         ), PACKED))  # fmt: skip
 
 
 @triton.jit
-def exact_slope(a, DTYPE: tl.constexpr):
-    """k in 16 bits: e times a polynomial, with the zero of k factored out, for digits on both sides of it."""
+def exact_slope(n, DTYPE: tl.constexpr):
+    """gelu'(n) in 16 bits: e times a polynomial, with the zero factored out, for digits on both sides of it."""
     if DTYPE == tl.float16:
-        p = horner(a, 1.0, (
-            -6.966778e-12, 1.9134329e-10, -2.3145936e-09, 1.6412955e-08, -7.7190585e-08, 2.6143903e-07, -6.852211e-07,
-            1.4768876e-06, -2.6938637e-06, 1.0148246e-05,
+        p = horner(n, 1.0, (
+            6.966778e-12, 1.9134329e-10, 2.3145936e-09, 1.6412955e-08, 7.7190585e-08, 2.6143903e-07, 6.852211e-07,
+            1.4768876e-06, 2.6938637e-06, 1.0148246e-05,
         ), False)  # fmt: skip
     else:
-        p = horner(a, 1.0, (
-            7.525734e-15, -5.512326e-13, 1.7545581e-11, -3.1898473e-10, 3.667641e-09, -2.797907e-08, 1.4535782e-07,
-            -5.2531664e-07, 1.3625291e-06, -2.661375e-06, 1.0146679e-05,
+        p = horner(n, 1.0, (
+            7.525734e-15, 5.512326e-13, 1.7545581e-11, 3.1898473e-10, 3.667641e-09, 2.797907e-08, 1.4535782e-07,
+            5.2531664e-07, 1.3625291e-06, 2.661375e-06, 1.0146679e-05,
         ), False)  # fmt: skip
-    return exponential(a, "none", DTYPE, False) * p * (0.7517915246935645 - a)
+    return exponential(n, "none", DTYPE, False) * p * (n + 0.7517915246935645)
 
 
 @triton.jit
-def magnitude(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ON_NAN: tl.constexpr):
-    """a = |u|, no greater than where e vanishes."""
+def negative(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ON_NAN: tl.constexpr):
+    """n = -|u|, no further than where e vanishes."""
     if FORMULA == "tanh":
         reach: tl.constexpr = TANH_REACH
     elif FORMULA == "sigmoid":
         reach: tl.constexpr = SIGMOID_REACH
     else:
         reach: tl.constexpr = EXACT_REACH_FLOAT16 if DTYPE == tl.float16 else EXACT_REACH
-    return tl.minimum(tl.abs(u), reach, propagate_nan=ON_NAN)
+    return tl.maximum(-tl.abs(u), -reach, propagate_nan=ON_NAN)
 
 
 @triton.jit
 def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
     relu = tl.maximum(u, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    a = magnitude(u, FORMULA, DTYPE, tl.PropagateNan.NONE)  # a NaN in here would spoil the neighbour's reciprocal
-    if FORMULA == "none" and DTYPE != tl.float32:
-        return fma(a * exact_side(a, DTYPE, PACKED), -DOWN, relu, PACKED)
+    n = negative(u, FORMULA, DTYPE, tl.PropagateNan.NONE)  # a NaN in here would spoil the neighbour's reciprocal
+    if FORMULA == "none" and DTYPE == tl.float16:
+        return fma(n, exact_gate(n, DTYPE, PACKED), relu, PACKED)
+    elif FORMULA == "none" and DTYPE == tl.bfloat16:
+        return fma(n * exact_gate(n, DTYPE, PACKED), DOWN, relu, PACKED)
     else:
-        e, m, _ = gate(a, FORMULA, DTYPE, PACKED)
-        return fma(a * e, -m, relu, PACKED and DTYPE == tl.float32)
+        e, m, _ = gate(n, FORMULA, DTYPE, PACKED)
+        return fma(n * e, m, relu, PACKED and DTYPE == tl.float32)
 
 
 @triton.jit
 def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
-    a = magnitude(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
+    n = negative(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
     if FORMULA == "none" and DTYPE != tl.float32:
-        k = exact_slope(a, DTYPE)
+        slope = exact_slope(n, DTYPE)
     else:
-        e, m, g = gate(a, FORMULA, DTYPE, False)
-        k = e * tl.fma(-a, g, m)
-    return tl.where(u < 0, k, 1.0 - k)
+        e, m, g = gate(n, FORMULA, DTYPE, False)
+        slope = e * tl.fma(n, g, m)
+    return tl.where(u < 0, slope, 1.0 - slope)
 
 
 @triton.jit
 def d2gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
-    a = magnitude(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
-    e, m, g = gate(a, FORMULA, DTYPE, False)
-    if FORMULA == "none":  # C'' = -a C'
-        return e * g * tl.fma(-a, a, 2.0)
-    else:  # C' = z' (e m) (m UP) and C'' / C' = z'' / z' - z' (1 - 2 Q)
-        slope = cubic_over_a(a, FORMULA, 1, 3)
-        bend = tl.fma(-(a * slope * slope), (UP - e) * m, cubic_over_a(a, FORMULA, 2, 12))
+    n = negative(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
+    e, m, g = gate(n, FORMULA, DTYPE, False)
+    if FORMULA == "none":  # C'' = -n C'
+        return e * g * tl.fma(-n, n, 2.0)
+    else:  # C'' = C' (z'' / z' + z' (1 - 2 C))
+        slope = cubic_over_n(n, FORMULA, 1, 3)
+        bend = tl.fma(n * slope * slope, (UP - e) * m, cubic_over_n(n, FORMULA, 2, 12))
         return e * (m * (m * UP) * bend)

@@ -12,16 +12,21 @@ from triton_gelu._formulas import INTERPRETED, d2gelu, dgelu, gelu
 # Integers are not specialised on their values: no shape compiles a kernel for itself.
 FORWARD_INTEGERS = ["batch", "rows", "cols", "row_tiles", "x_batch", "x_row", "y_batch", "y_row"]
 BACKWARD_INTEGERS = [
-    "batch", "rows", "cols", "segments", "slab_batches", "slab_length",
+    "batch", "rows", "cols", "segments", "slab_batches", "slab_steps",
     "dy_batch", "dy_row", "v_batch", "v_row", "x_batch", "x_row", "dx_batch", "dx_row",
 ]  # fmt: skip
 
 
 @triton.jit
-def at(ptr, batch, first_row, row, col, batch_stride, row_stride, ALIGN: tl.constexpr):
-    """Pointers to a tile: its corner is 64 bits away, for tensors of any size; within it `row` and `col` count."""
-    corner = (tl.cast(batch, tl.int64) * batch_stride + tl.cast(first_row, tl.int64) * row_stride) * ALIGN
-    return ptr + corner + (row * (row_stride * ALIGN))[:, None] + col[None, :]
+def corner(ptr, batch, top, left, batch_stride, row_stride, ALIGN: tl.constexpr):
+    """Where a tile begins: 64 bits away, for tensors of any size."""
+    return ptr + ((tl.cast(batch, tl.int64) * batch_stride + tl.cast(top, tl.int64) * row_stride) * ALIGN + left)
+
+
+@triton.jit
+def within(row, col, row_stride, ALIGN: tl.constexpr):
+    """The offsets of a tile's elements from its corner."""
+    return (row * (row_stride * ALIGN))[:, None] + col[None, :]
 
 
 @triton.jit
@@ -46,12 +51,12 @@ def store(ptr, y, inside):
 
 
 @triton.jit
-def load_bias(bias_ptr, first_row, row, col, rows, cols, BIAS: tl.constexpr):
+def load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr):
     """The bias of a tile as fp32, ready to be broadcast."""
     if BIAS == "rows":
-        return load(bias_ptr + first_row + row, row < rows - first_row)[:, None]
+        return load(bias_ptr + top + row, row < rows - top)[:, None]
     elif BIAS == "cols":
-        return load(bias_ptr + col, col < cols)[None, :]
+        return load(bias_ptr + left + col, col < cols - left)[None, :]
     else:
         return 0.0
 
@@ -68,21 +73,23 @@ def forward(
     """y = gelu(x + bias), one tile a program."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     cols = cols.to(index) * ALIGN
+    left = tl.program_id(0).to(index) * BLOCK_COLS
     tile = tl.program_id(1) + tl.program_id(2) * FOLD
     if BATCHED:
         b = tile // row_tiles
+        top = (tile - b * row_tiles) * BLOCK_ROWS
         rows = tl.where(b < batch, rows, 0)
     else:
         b = 0
-    first_row = (tile - b * row_tiles) * BLOCK_ROWS
+        top = tile * BLOCK_ROWS
     row = tl.arange(0, BLOCK_ROWS).to(index)
-    col = tl.program_id(0).to(index) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
-    inside = (row < rows - first_row)[:, None] & (col < cols)[None, :]
+    col = tl.arange(0, BLOCK_COLS).to(index)
+    inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
 
-    u = load(at(x_ptr, b, first_row, row, col, x_batch, x_row, ALIGN), inside)
-    u += load_bias(bias_ptr, first_row, row, col, rows, cols, BIAS)
-    y = gelu(u, FORMULA, y_ptr.dtype.element_ty, PACKED)
-    store(at(y_ptr, b, first_row, row, col, y_batch, y_row, ALIGN), y, inside)
+    x_tile = corner(x_ptr, b, top, left, x_batch, x_row, ALIGN) + within(row, col, x_row, ALIGN)
+    y_tile = corner(y_ptr, b, top, left, y_batch, y_row, ALIGN) + within(row, col, y_row, ALIGN)
+    u = load(x_tile, inside) + load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
+    store(y_tile, gelu(u, FORMULA, y_ptr.dtype.element_ty, PACKED), inside)
 
 
 @triton.jit(do_not_specialize=BACKWARD_INTEGERS)
@@ -95,7 +102,7 @@ def backward(
     ddy_ptr,  # [batch, rows, cols]
     dx_ptr,  # [batch, rows, cols]
     partial_ptr,  # [slabs, rows] or [slabs, cols]
-    batch, rows, cols, segments, slab_batches, slab_length,
+    batch, rows, cols, segments, slab_batches, slab_steps,
     dy_batch, dy_row, v_batch, v_row, x_batch, x_row, dx_batch, dx_row,
     FORMULA: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
@@ -111,47 +118,62 @@ def backward(
     cols = cols.to(index) * ALIGN
     slab = tl.program_id(1)
     first_batch = slab // segments * slab_batches
-    first = slab % segments * slab_length
     row = tl.arange(0, BLOCK_ROWS).to(index)
     col = tl.arange(0, BLOCK_COLS).to(index)
     if BIAS == "rows":
-        first_row = tl.program_id(0) * BLOCK_ROWS
-        last = tl.minimum(first + slab_length, cols)
-        STEP: tl.constexpr = BLOCK_COLS
+        top = tl.program_id(0) * BLOCK_ROWS
+        left = (slab % segments * slab_steps).to(index) * BLOCK_COLS
+        steps = tl.minimum(slab_steps, tl.cdiv(cols - left, BLOCK_COLS))
     else:
-        first_row = 0
-        col += tl.program_id(0).to(index) * BLOCK_COLS
-        last = tl.minimum(first + slab_length, rows)
-        STEP: tl.constexpr = BLOCK_ROWS
-    bias = load_bias(bias_ptr, first_row, row, col, rows, cols, BIAS)
-    vbias = load_bias(vbias_ptr, first_row, row, col, rows, cols, "none" if vbias_ptr is None else BIAS)
+        top = slab % segments * slab_steps * BLOCK_ROWS
+        left = tl.program_id(0).to(index) * BLOCK_COLS
+        steps = tl.minimum(slab_steps, tl.cdiv(rows - top, BLOCK_ROWS))
+    DOWN: tl.constexpr = 0 if BIAS == "rows" else BLOCK_ROWS
+    RIGHT: tl.constexpr = BLOCK_COLS if BIAS == "rows" else 0
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
+    vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, "none" if vbias_ptr is None else BIAS)
 
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for b in range(first_batch, tl.minimum(first_batch + slab_batches, batch)):
-        for here in range(first, last, STEP):
-            top = first_row if BIAS == "rows" else here
-            c = col + here if BIAS == "rows" else col
-            inside = (row < rows - top)[:, None] & (c < cols)[None, :]
-            u = load(at(x_ptr, b, top, row, c, x_batch, x_row, ALIGN), inside) + bias
-            dy = load(at(dy_ptr, b, top, row, c, dy_batch, dy_row, ALIGN), inside)
+        rows_left = rows - top
+        cols_left = cols - left
+        dy_tile = corner(dy_ptr, b, top, left, dy_batch, dy_row, ALIGN)
+        x_tile = corner(x_ptr, b, top, left, x_batch, x_row, ALIGN)
+        dx_tile = corner(dx_ptr, b, top, left, dx_batch, dx_row, ALIGN)
+        if v_ptr is not None:
+            v_tile = corner(v_ptr, b, top, left, v_batch, v_row, ALIGN)
+        if NEEDS_DY:
+            ddy_tile = corner(ddy_ptr, b, top, left, dx_batch, dx_row, ALIGN)
+        for _ in range(steps):
+            inside = (row < rows_left)[:, None] & (col < cols_left)[None, :]
+            u = load(x_tile + within(row, col, x_row, ALIGN), inside) + bias
+            dy = load(dy_tile + within(row, col, dy_row, ALIGN), inside)
             if v_ptr is None:
                 dx = dy * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
             else:
-                v = load(at(v_ptr, b, top, row, c, v_batch, v_row, ALIGN), inside) + vbias
+                v = load(v_tile + within(row, col, v_row, ALIGN), inside) + vbias
                 dx = v * dy * d2gelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
-                if NEEDS_DY:
-                    ddy = v * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
-                    store(at(ddy_ptr, b, top, row, c, dx_batch, dx_row, ALIGN), ddy, inside)
+                v_tile += v_row.to(index) * (DOWN * ALIGN) + RIGHT
+            if NEEDS_DY:
+                ddy = v * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
+                store(ddy_tile + within(row, col, dx_row, ALIGN), ddy, inside)
+                ddy_tile += dx_row.to(index) * (DOWN * ALIGN) + RIGHT
             if NEEDS_X:
-                store(at(dx_ptr, b, top, row, c, dx_batch, dx_row, ALIGN), dx, inside)
+                store(dx_tile + within(row, col, dx_row, ALIGN), dx, inside)
             if NEEDS_BIAS:
                 total += dx
+            rows_left -= DOWN
+            cols_left -= RIGHT
+            dy_tile += dy_row.to(index) * (DOWN * ALIGN) + RIGHT
+            x_tile += x_row.to(index) * (DOWN * ALIGN) + RIGHT
+            dx_tile += dx_row.to(index) * (DOWN * ALIGN) + RIGHT
 
     if NEEDS_BIAS:
         if BIAS == "rows":
-            row += first_row
+            row += top
             store(partial_ptr + tl.cast(slab, tl.int64) * rows + row, tl.sum(total, 1), row < rows)
         else:
+            col += left
             store(partial_ptr + tl.cast(slab, tl.int64) * cols + col, tl.sum(total, 0), col < cols)
 
 

@@ -94,8 +94,8 @@ def backward(
     wanted = min(matrices.batch * length // least, target.processors * PROGRAMS_PER_PROCESSOR // fixed)
     slab_batches = _cdiv(matrices.batch, max(wanted, 1))
     segments = max(wanted // matrices.batch, 1)
-    slab_length = _cdiv(_cdiv(length, segments), step) * step
-    segments = _cdiv(length, slab_length)
+    slab_steps = _cdiv(_cdiv(length, segments), step)
+    segments = _cdiv(length, slab_steps * step)
     slabs = _cdiv(matrices.batch, slab_batches) * segments
 
     align = matrices.alignment(ALIGN)
@@ -103,7 +103,7 @@ def backward(
         kernel="backward",
         grid=(fixed, slabs, 1),
         integers=(
-            matrices.batch, matrices.rows, matrices.cols // align, segments, slab_batches, slab_length,
+            matrices.batch, matrices.rows, matrices.cols // align, segments, slab_batches, slab_steps,
             *_strides(matrices, align),
         ),
         constants=_constants(matrices, formula, target, align, block_rows, block_cols)

@@ -19,8 +19,8 @@ from triton_gelu import _fused, _reference, _seam
 
 def bias_gelu(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) by the fastest road that is right for this call. Arguments are checked; `dim` is not negative."""
-    road = _road(x)
-    if road is None or not _seam.ordinary(x, bias):
+    road = _road(x) if _seam.ordinary(x, bias) else None
+    if road is None:
         return plain(x, bias, dim, approximate)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         y: Tensor = _BiasGELU.apply(x, bias, dim, approximate, road)

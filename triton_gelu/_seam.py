@@ -19,7 +19,7 @@ except ImportError as error:
     if not (error.name or "").startswith("triton") or (error.name or "").startswith("triton_gelu"):
         raise
 
-INTERPRETED = kernels is not None and not hasattr(kernels.forward, "device_caches")
+INTERPRETED = kernels is not None and bool(kernels.INTERPRETED.value)
 
 try:
     from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack

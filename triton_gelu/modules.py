@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 
 from triton_gelu.functional import Approximate, bias_gelu, check_approximate, gelu
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class GELU(nn.Module):
@@ -53,9 +59,9 @@ class BiasGELU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_approximate(approximate)
         self.num_features = num_features
         self.dim = dim
-        check_approximate(approximate)
         self.approximate: Approximate = approximate
         self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
         self.reset_parameters()
@@ -68,3 +74,174 @@ class BiasGELU(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, dim={self.dim}, approximate={self.approximate!r}"
+
+
+class LinearGELU(nn.Linear):
+    """GELU of a linear map: the product by PyTorch, then its bias and GELU in one pass.
+
+    Args:
+        in_features, out_features, bias, device, dtype: those of torch.nn.Linear, as are the parameters and their init.
+        approximate: the formula, see `bias_gelu`.
+
+    Raises:
+        ValueError: approximate is unknown.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        approximate: Approximate = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_approximate(approximate)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.approximate: Approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(linear(x, self.weight))
+
+    def activation(self, product: Tensor) -> Tensor:
+        """The second half: GELU of `product + bias`."""
+        return bias_gelu(product, self.bias, approximate=self.approximate)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, approximate={self.approximate!r}"
+
+
+class Conv1dGELU(nn.Conv1d):
+    """GELU of a convolution over `[N, C, L]` or `[C, L]`: the convolution by PyTorch, then bias and GELU in one pass.
+
+    Args:
+        approximate: the formula, see `bias_gelu`. All else is as in torch.nn.Conv1d, parameters and their init too.
+
+    Raises:
+        ValueError: approximate is unknown.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: str | int | tuple[int] = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        approximate: Approximate = "tanh",
+    ) -> None:
+        check_approximate(approximate)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self.approximate: Approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return bias_gelu(self._conv_forward(x, self.weight, None), self.bias, dim=-2, approximate=self.approximate)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, approximate={self.approximate!r}"
+
+
+class Conv2dGELU(nn.Conv2d):
+    """GELU of a convolution over `[N, C, H, W]` or `[C, H, W]`: the two-dimensional `Conv1dGELU`.
+
+    Args:
+        approximate: the formula, see `bias_gelu`. All else is as in torch.nn.Conv2d, parameters and their init too.
+
+    Raises:
+        ValueError: approximate is unknown.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        approximate: Approximate = "tanh",
+    ) -> None:
+        check_approximate(approximate)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self.approximate: Approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return bias_gelu(self._conv_forward(x, self.weight, None), self.bias, dim=-3, approximate=self.approximate)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, approximate={self.approximate!r}"
+
+
+class MLP(nn.Module):
+    """Two linear maps with GELU between them: `fc2(gelu(fc1(x)))`.
+
+    Args:
+        in_features: the last dimension of x.
+        hidden_features: that of the activation; 4 in_features if None.
+        out_features: that of the result; in_features if None.
+        approximate: the formula, see `bias_gelu`.
+        bias: whether both maps have one.
+        recompute: save the pre-activation only, and compute the activation again when fc2's weight gradient needs it:
+            a read and a write of it buy its memory. Gradients keep every bit.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: approximate is unknown.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
+        *,
+        approximate: Approximate = "tanh",
+        bias: bool = True,
+        recompute: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden_features = 4 * in_features if hidden_features is None else hidden_features
+        out_features = in_features if out_features is None else out_features
+        self.recompute = recompute
+        self.fc1 = LinearGELU(in_features, hidden_features, bias, approximate=approximate, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden_features, out_features, bias, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self._both(x)
+        # Whoever hooks fc1 (sharding, say) must see it called, so then the product is computed again too.
+        hooked = self.fc1._forward_pre_hooks or self.fc1._forward_hooks
+        first, second = (x, self._both) if hooked else (linear(x, self.fc1.weight), self._second)
+        y: Tensor = checkpoint(second, first, use_reentrant=False, preserve_rng_state=False)
+        return y
+
+    def _both(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(self.fc1(x))
+        return y
+
+    def _second(self, product: Tensor) -> Tensor:
+        y: Tensor = self.fc2(self.fc1.activation(product))
+        return y
+
+    def extra_repr(self) -> str:
+        return f"recompute={self.recompute}"
