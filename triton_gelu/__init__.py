@@ -2,6 +2,7 @@
 
 from triton_gelu.audio import AudioEncoder
 from triton_gelu.functional import bias_gelu, gelu
+from triton_gelu.fuse import FusionReport, fuse, unfuse
 from triton_gelu.modules import GELU, MLP, BiasGELU, Conv1dGELU, Conv2dGELU, LinearGELU
 
 __version__ = "0.1.0"
@@ -12,7 +13,10 @@ __all__ = [
     "BiasGELU",
     "Conv1dGELU",
     "Conv2dGELU",
+    "FusionReport",
     "LinearGELU",
     "bias_gelu",
+    "fuse",
     "gelu",
+    "unfuse",
 ]

@@ -222,7 +222,7 @@ def exact_slope(n, DTYPE: tl.constexpr):
 def negative(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ON_NAN: tl.constexpr):
     """n = -|u|, no further than where e vanishes."""
     if FORMULA == "tanh":
-        reach: tl.constexpr = TANH_REACH
+        reach: tl.constexpr = TANH_REACH if DTYPE == tl.float32 else TANH_REACH + 1  # some exp2 keep subnormals
     elif FORMULA == "sigmoid":
         reach: tl.constexpr = SIGMOID_REACH
     else:
@@ -251,7 +251,7 @@ def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
     else:
         e, m, g = gate(n, FORMULA, DTYPE, False)
         slope = e * tl.fma(n, g, m)
-    return tl.where(u < 0, slope, 1.0 - slope)
+    return tl.where(u.to(tl.int32, bitcast=True) < 0, slope, 1.0 - slope)  # one test of 32 bits, whatever u was cast from
 
 
 @triton.jit

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from triton_gelu import _launch, _seam
 from triton_gelu._launch import Launch, Target
-from triton_gelu._layout import Matrices, matrices
+from triton_gelu._layout import Ints, matrices
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in one launch, in x's dtype and memory format."""
     y = torch.empty_like(x)
     if x.numel():
-        (x,), walk = _walk(y, dim if bias is not None else None, x)
-        launch = _plan_forward(walk, x.itemsize, approximate, target(x.device))
-        with _on(x.device):
-            _run(launch, x, bias if bias is None else bias.contiguous(), y)
+        (x,), run = _walk(_plan_forward, y, (x,), None if bias is None else dim, approximate)
+        run(x, None if bias is None else bias.contiguous(), y)
     return y
 
 
@@ -66,20 +65,74 @@ def _backward(
     dbias = torch.empty_like(bias, memory_format=torch.contiguous_format) if bias is not None and needs_bias else None
     if not x.numel():
         return ddy, dx if needs_x else None, dbias if dbias is None else dbias.zero_()
-    (dy, v_, x), walk = _walk(dx, None if bias is None else dim, dy, dy if v is None else v, x)
-    plan = _plan_backward(
-        walk, x.itemsize, approximate, target(x.device), needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias
+    (dy, v_, x), plan = _walk(
+        _plan_backward, dx, (dy, dy if v is None else v, x), None if bias is None else dim, approximate, needs
     )
-    partial = torch.empty(plan.slabs, walk.bias_size, dtype=torch.float32, device=x.device) if plan.finish else dbias
+    partial = torch.empty(plan.sums, dtype=torch.float32, device=x.device) if plan.finish else dbias
     bias, vbias = (t if t is None else t.contiguous() for t in (bias, vbias))
-    with _on(x.device):
-        _run(plan.walk, dy, None if v is None else v_, vbias, x, bias, ddy, dx, partial)
-        if plan.finish:
-            _run(plan.finish, partial, dbias)
+    plan.walk(dy, None if v is None else v_, vbias, x, bias, ddy, dx, partial)
+    if plan.finish:
+        plan.finish(partial, dbias)
     return ddy, dx if needs_x else None, dbias
 
 
-@functools.cache
+def _walk(
+    plan: Callable[..., Any], like: Tensor, tensors: tuple[Tensor, ...], *key: object
+) -> tuple[tuple[Tensor, ...], Any]:
+    """A plan for tensors beside `like`, which is dense, and these: copied, where they cannot be walked as they are."""
+    key = (like.device, _seam.driver(), like.itemsize, *key)
+    planned = plan(like.shape, like.stride(), tuple([t.stride() for t in tensors]), *key)
+    if planned is None:
+        tensors = tuple([torch.empty_like(like, dtype=t.dtype).copy_(t) for t in tensors])
+        planned = plan(like.shape, like.stride(), (like.stride(),) * len(tensors), *key)
+    return tensors, planned
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan_forward(
+    shape: Ints,
+    y: Ints,
+    inputs: tuple[Ints],
+    device: torch.device,
+    driver: object,
+    itemsize: int,
+    dim: int | None,
+    approximate: str,
+) -> _Run | None:
+    walk = matrices(shape, dim, *inputs, y)
+    return walk and _Run(_launch.forward(walk, itemsize, approximate, target(device)), device)
+
+
+@dataclass(frozen=True)
+class _Backward:
+    walk: _Run
+    sums: tuple[int, int]
+    finish: _Run | None
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan_backward(
+    shape: Ints,
+    dx: Ints,
+    inputs: tuple[Ints, Ints, Ints],
+    device: torch.device,
+    driver: object,
+    itemsize: int,
+    dim: int | None,
+    approximate: str,
+    needs: tuple[bool, bool, bool],
+) -> _Backward | None:
+    walk = matrices(shape, dim, *inputs, dx)
+    if walk is None:
+        return None
+    needs_dy, needs_x, needs_bias = needs
+    plan = _launch.backward(
+        walk, itemsize, approximate, target(device), needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias
+    )
+    finish = plan.finish and _Run(plan.finish, device)
+    return _Backward(_Run(plan.walk, device), (plan.slabs, walk.bias_size), finish)
+
+
 def target(device: torch.device) -> Target:
     """What the launch plans need to know of a device."""
     if _seam.INTERPRETED:
@@ -91,33 +144,35 @@ def target(device: torch.device) -> Target:
     )
 
 
-def _walk(like: Tensor, dim: int | None, *tensors: Tensor) -> tuple[list[Tensor], Matrices]:
-    """The inputs, copied where their strides can't be walked beside those of `like`, and how to walk all of them."""
-    inputs = [tensor.resolve_neg() for tensor in tensors]
-    walk = _matrices(tuple(like.shape), dim, *(tensor.stride() for tensor in inputs), like.stride())
-    if walk is None:
-        inputs = [
-            tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-            for tensor in inputs
-        ]
-        walk = _matrices(tuple(like.shape), dim, *(tensor.stride() for tensor in inputs), like.stride())
-        assert walk is not None, "a freshly made tensor is dense"
-    return inputs, walk
+class _Run:
+    """Launches a plan on its device's current stream, and keeps what Triton compiled for it.
 
+    A compiled kernel is good for the types of its tensors and for their alignment, which Triton specialises on; all
+    else that it depends on is part of the plan, or of what plans are kept by.
+    """
 
-_matrices = functools.lru_cache(maxsize=1024)(matrices)
-_plan_forward = functools.lru_cache(maxsize=1024)(_launch.forward)
-_plan_backward = functools.lru_cache(maxsize=1024)(_launch.backward)
+    def __init__(self, launch: Launch, device: torch.device) -> None:
+        self.kernel = getattr(_seam.kernels, launch.kernel)[launch.grid]
+        self.grid = launch.grid
+        self.integers = launch.integers
+        self.constants = dict(launch.constants)
+        self.num_warps = launch.num_warps
+        self.device = device
+        self.compiled: dict[object, Any] = {}
 
+    def __call__(self, *tensors: Tensor | None) -> None:
+        if self.device.type == "cpu":
+            return self.launch(*tensors)
+        module = torch.get_device_module(self.device)
+        if self.device.index == module.current_device():
+            return self.launch(*tensors)
+        with module.device(self.device):
+            return self.launch(*tensors)
 
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Make `device` the current one: Triton launches there and on its current stream."""
-    if device.type == "cpu":
-        return contextlib.nullcontext()
-    guard: AbstractContextManager[object] = torch.get_device_module(device).device(device)
-    return guard
-
-
-def _run(launch: Launch, *tensors: Tensor | None) -> None:
-    kernel = getattr(_seam.kernels, launch.kernel)
-    kernel[launch.grid](*tensors, *launch.integers, **dict(launch.constants), num_warps=launch.num_warps)
+    def launch(self, *tensors: Tensor | None) -> None:
+        key = tuple([None if t is None else (t.dtype, t.data_ptr() % 16 == 0) for t in tensors])
+        compiled = self.compiled.get(key)
+        if compiled is None:
+            self.compiled[key] = self.kernel(*tensors, *self.integers, **self.constants, num_warps=self.num_warps)
+        else:
+            compiled[self.grid](*tensors, *self.integers, *self.constants.values())

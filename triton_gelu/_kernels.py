@@ -18,15 +18,10 @@ BACKWARD_INTEGERS = [
 
 
 @triton.jit
-def corner(ptr, batch, top, left, batch_stride, row_stride, ALIGN: tl.constexpr):
-    """Where a tile begins: 64 bits away, for tensors of any size."""
-    return ptr + ((tl.cast(batch, tl.int64) * batch_stride + tl.cast(top, tl.int64) * row_stride) * ALIGN + left)
-
-
-@triton.jit
-def within(row, col, row_stride, ALIGN: tl.constexpr):
-    """The offsets of a tile's elements from its corner."""
-    return (row * (row_stride * ALIGN))[:, None] + col[None, :]
+def tile(ptr, batch, top, left, row, col, batch_stride, row_stride, ALIGN: tl.constexpr):
+    """Pointers to a tile: its corner is 64 bits away, for tensors of any size; `row` and `col` count from there."""
+    corner = (tl.cast(batch, tl.int64) * batch_stride + tl.cast(top, tl.int64) * row_stride) * ALIGN + left
+    return ptr + corner + ((row * (row_stride * ALIGN))[:, None] + col[None, :])
 
 
 @triton.jit
@@ -74,20 +69,20 @@ def forward(
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     cols = cols.to(index) * ALIGN
     left = tl.program_id(0).to(index) * BLOCK_COLS
-    tile = tl.program_id(1) + tl.program_id(2) * FOLD
+    number = tl.program_id(1) + tl.program_id(2) * FOLD
     if BATCHED:
-        b = tile // row_tiles
-        top = (tile - b * row_tiles) * BLOCK_ROWS
+        b = number // row_tiles
+        top = (number - b * row_tiles) * BLOCK_ROWS
         rows = tl.where(b < batch, rows, 0)
     else:
         b = 0
-        top = tile * BLOCK_ROWS
+        top = number * BLOCK_ROWS
     row = tl.arange(0, BLOCK_ROWS).to(index)
     col = tl.arange(0, BLOCK_COLS).to(index)
     inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
 
-    x_tile = corner(x_ptr, b, top, left, x_batch, x_row, ALIGN) + within(row, col, x_row, ALIGN)
-    y_tile = corner(y_ptr, b, top, left, y_batch, y_row, ALIGN) + within(row, col, y_row, ALIGN)
+    x_tile = tile(x_ptr, b, top, left, row, col, x_batch, x_row, ALIGN)
+    y_tile = tile(y_ptr, b, top, left, row, col, y_batch, y_row, ALIGN)
     u = load(x_tile, inside) + load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
     store(y_tile, gelu(u, FORMULA, y_ptr.dtype.element_ty, PACKED), inside)
 
@@ -137,29 +132,29 @@ def backward(
     for b in range(first_batch, tl.minimum(first_batch + slab_batches, batch)):
         rows_left = rows - top
         cols_left = cols - left
-        dy_tile = corner(dy_ptr, b, top, left, dy_batch, dy_row, ALIGN)
-        x_tile = corner(x_ptr, b, top, left, x_batch, x_row, ALIGN)
-        dx_tile = corner(dx_ptr, b, top, left, dx_batch, dx_row, ALIGN)
+        dy_tile = tile(dy_ptr, b, top, left, row, col, dy_batch, dy_row, ALIGN)
+        x_tile = tile(x_ptr, b, top, left, row, col, x_batch, x_row, ALIGN)
+        dx_tile = tile(dx_ptr, b, top, left, row, col, dx_batch, dx_row, ALIGN)
         if v_ptr is not None:
-            v_tile = corner(v_ptr, b, top, left, v_batch, v_row, ALIGN)
+            v_tile = tile(v_ptr, b, top, left, row, col, v_batch, v_row, ALIGN)
         if NEEDS_DY:
-            ddy_tile = corner(ddy_ptr, b, top, left, dx_batch, dx_row, ALIGN)
+            ddy_tile = tile(ddy_ptr, b, top, left, row, col, dx_batch, dx_row, ALIGN)
         for _ in range(steps):
             inside = (row < rows_left)[:, None] & (col < cols_left)[None, :]
-            u = load(x_tile + within(row, col, x_row, ALIGN), inside) + bias
-            dy = load(dy_tile + within(row, col, dy_row, ALIGN), inside)
+            u = load(x_tile, inside) + bias
+            dy = load(dy_tile, inside)
             if v_ptr is None:
                 dx = dy * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
             else:
-                v = load(v_tile + within(row, col, v_row, ALIGN), inside) + vbias
+                v = load(v_tile, inside) + vbias
                 dx = v * dy * d2gelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
                 v_tile += v_row.to(index) * (DOWN * ALIGN) + RIGHT
             if NEEDS_DY:
                 ddy = v * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
-                store(ddy_tile + within(row, col, dx_row, ALIGN), ddy, inside)
+                store(ddy_tile, ddy, inside)
                 ddy_tile += dx_row.to(index) * (DOWN * ALIGN) + RIGHT
             if NEEDS_X:
-                store(dx_tile + within(row, col, dx_row, ALIGN), dx, inside)
+                store(dx_tile, dx, inside)
             if NEEDS_BIAS:
                 total += dx
             rows_left -= DOWN

@@ -1,7 +1,8 @@
 """Launch plans: a pure function of geometry, dtype, formula and target, so that every decision can be read without a GPU.
 
 There is no autotuning. Tiles are the same for every batch size and sequence length, so a new one compiles nothing but,
-at most, the kernel of its divisibility class (`ALIGN`).
+at most, the kernel of its divisibility class (`ALIGN`). A compiler may know a size only as a symbol: it is then taken
+for a large one, so that one plan serves them all.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from torch import sym_min
 
 from triton_gelu._layout import Matrices
 
@@ -64,7 +67,7 @@ def forward(matrices: Matrices, itemsize: int, formula: str, target: Target) -> 
     align = matrices.alignment(ALIGN)
     return Launch(
         kernel="forward",
-        grid=(_cdiv(matrices.cols, block_cols), min(stacked, FOLD), _cdiv(stacked, FOLD)),
+        grid=(_cdiv(matrices.cols, block_cols), sym_min(stacked, FOLD), _cdiv(stacked, FOLD)),
         integers=(
             matrices.batch, matrices.rows, matrices.cols // align, row_tiles,
             *_strides(matrices, align),
@@ -91,12 +94,19 @@ def backward(
 
     # A partial sum is written and read once, in fp32; dy and x are read and dx is written.
     least = math.ceil(2 * 4 / (PARTIAL_SHARE * 3 * itemsize))
-    wanted = min(matrices.batch * length // least, target.processors * PROGRAMS_PER_PROCESSOR // fixed)
-    slab_batches = _cdiv(matrices.batch, max(wanted, 1))
-    segments = max(wanted // matrices.batch, 1)
-    slab_steps = _cdiv(_cdiv(length, segments), step)
-    segments = _cdiv(length, slab_steps * step)
-    slabs = _cdiv(matrices.batch, slab_batches) * segments
+    wanted = max(target.processors * PROGRAMS_PER_PROCESSOR // fixed, 1) if isinstance(fixed, int) else 1
+    if isinstance(matrices.batch, int) and isinstance(length, int):
+        wanted = max(min(matrices.batch * length // least, wanted), 1)
+        slab_batches = _cdiv(matrices.batch, wanted)
+        segments = max(wanted // matrices.batch, 1)
+        slab_steps = _cdiv(_cdiv(length, segments), step)
+        segments = _cdiv(length, slab_steps * step)
+        slabs = _cdiv(matrices.batch, slab_batches) * segments
+    else:  # the last slabs may turn out to be empty
+        segments = min(wanted, _cdiv(length, step)) if isinstance(length, int) else wanted
+        slab_batches = _cdiv(matrices.batch, wanted // segments)
+        slab_steps = _cdiv(_cdiv(length, segments), step)
+        slabs = wanted // segments * segments
 
     align = matrices.alignment(ALIGN)
     walk = Launch(
@@ -115,7 +125,7 @@ def backward(
 def finish(slabs: int, size: int) -> Launch:
     """Plan the sum of `slabs` rows of partial sums, `size` columns each."""
     block_cols = 32
-    constants = (("BLOCK_ROWS", min(_power_of_two(slabs), 128)), ("BLOCK_COLS", block_cols))
+    constants = (("BLOCK_ROWS", _power_of_two(slabs, 128)), ("BLOCK_COLS", block_cols))
     return Launch("finish", (_cdiv(size, block_cols), 1, 1), (slabs, size), constants)
 
 
@@ -135,20 +145,19 @@ def _forward_tile(matrices: Matrices, warp: int, scale: int) -> tuple[int, int, 
 
 def _tile(matrices: Matrices, warp: int, warps: int) -> tuple[int, int]:
     """Rows and columns of a tile of `warps` accesses of one `warp` each, which covers a row: sums along it stay inside."""
-    widest = max(_power_of_two(matrices.cols), ALIGN)
     if matrices.bias == "none" and matrices.rows == 1:
-        return 1, min(widest, warps * warp)
-    cols = min(widest, warp)
+        return 1, max(_power_of_two(matrices.cols, warps * warp), ALIGN)
+    cols = max(_power_of_two(matrices.cols, warp), ALIGN)
     if matrices.bias == "rows":  # as many rows as there are channels; columns are a sequence, whatever its length
-        rows = min(_power_of_two(matrices.rows), warps * warp // cols)
-        return rows, min(widest, warps * warp // rows) if rows < 4 else cols
+        rows = _power_of_two(matrices.rows, warps * warp // cols)
+        return rows, max(_power_of_two(matrices.cols, warps * warp // rows), ALIGN) if rows < 4 else cols
     cols = next((cols >> shift for shift in range(3) if _fits(matrices.cols, cols >> shift)), cols)
     return warps * warp // cols, cols
 
 
 def _fits(size: int, block: int) -> bool:
     """Whether blocks cover `size` with at most an eighth to spare."""
-    return _cdiv(size, block) * block * 8 <= size * 9
+    return isinstance(size, int) and _cdiv(size, block) * block * 8 <= size * 9
 
 
 def _constants(
@@ -174,5 +183,6 @@ def _cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
+def _power_of_two(n: int, most: int) -> int:
+    """The smallest power of two from n on, but no more than `most`."""
+    return min(1 << (n - 1).bit_length(), most) if isinstance(n, int) else most

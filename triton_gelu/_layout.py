@@ -59,7 +59,7 @@ def matrices(shape: Sequence[int], dim: int | None, *strides: Sequence[int]) -> 
             axes.append((size, steps))
         if d == dim:
             bias_axis = len(axes) - 1
-    if len(axes) > 3 or (axes and set(axes[0][1]) != {1}) or bias_axis == 2:
+    if len(axes) > 3 or (axes and any(step != 1 for step in axes[0][1])) or bias_axis == 2:
         return None
     while len(axes) < 3:
         axes.append((1, (0,) * len(strides)))

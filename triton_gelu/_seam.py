@@ -6,11 +6,14 @@ A private name that is gone never makes an answer wrong: the question is then an
 from __future__ import annotations
 
 import functools
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.library import CustomOpDef
 
 kernels: Any = None  # the module of kernels, or None where Triton is not installed
 try:
@@ -30,6 +33,15 @@ try:
 except (ImportError, AttributeError):
     _known = False
 
+OPEN_TYPES: tuple[type, ...] = (Tensor, torch.nn.Parameter)  # which any operator can be called on
+try:
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+
+    OPEN_TYPES += (FakeTensor, FunctionalTensor)
+except ImportError:
+    FunctionalTensorMode = None
+
 
 def ordinary(*tensors: Tensor | None) -> bool:
     """Whether a call on these is plain eager PyTorch: no compiler, transform, mode, subclass or forward-mode AD."""
@@ -41,9 +53,45 @@ def ordinary(*tensors: Tensor | None) -> bool:
         and _len_torch_dispatch_stack() == 0
         and _len_torch_function_stack() == 0
         and all(
-            t is None or (type(t) in (Tensor, torch.nn.Parameter) and not is_legacy_batchedtensor(t)) for t in tensors
+            t is None or (type(t) in (Tensor, torch.nn.Parameter) and not is_legacy_batchedtensor(t) and not t.is_neg())
+            for t in tensors
         )
     )
+
+
+def operable(*tensors: Tensor | None) -> bool:
+    """Whether this call may be that of an operator: nothing transforms it, and the tensors' types take any operator."""
+    return not _transformed() and all(t is None or type(t) in OPEN_TYPES or sharded(t) for t in tensors)
+
+
+@torch.compiler.assume_constant_result  # Dynamo, which guards both itself, can't ask
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode AD is at work, which don't look into an operator."""
+    return not _known or peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(tensor, distributed.DTensor)
+
+
+def let_compilers_look_into(operator: CustomOpDef, function: Callable[..., object]) -> None:
+    """Let compilers replace an operator by what its function does, except in export, which keeps operators."""
+
+    def decompose(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        if torch.compiler.is_exporting():
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            return function(*args, **kwargs)
+
+    if FunctionalTensorMode is not None:
+        operator.register_torch_dispatch(FunctionalTensorMode, decompose)
+
+
+def driver() -> object:
+    """Triton's active driver, which compiled kernels belong to; none in the interpreter."""
+    return None if INTERPRETED else kernels.triton.runtime.driver.active
 
 
 @functools.cache
@@ -53,10 +101,8 @@ def triton_drives(device_type: str) -> bool:
         return False
     if INTERPRETED:
         return device_type == "cpu"
-    import triton
-
     try:
-        driver = triton.runtime.driver.active
-        return device_type == "cuda" or bool(driver.get_active_torch_device().type == device_type)
+        active: Any = driver()
+        return device_type == "cuda" or bool(active.get_active_torch_device().type == device_type)
     except RuntimeError:  # no driver is active
         return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -94,6 +96,7 @@ class _Attention(nn.Module):
 
 def sinusoids(length: int, channels: int) -> Tensor:
     """The positional embedding `[length, channels]`: sines, then cosines, of periods in geometric progression."""
-    rates = LONGEST_PERIOD ** -torch.linspace(0, 1, channels // 2)
+    count = channels // 2
+    rates = torch.exp(-math.log(LONGEST_PERIOD) / max(count - 1, 1) * torch.arange(count))
     angles = torch.arange(length)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

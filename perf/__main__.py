@@ -1,0 +1,67 @@
+"""`python -m perf COMMAND`: measure and analyse triton_gelu, draw and compare what came out.
+
+`python -m perf COMMAND --help` tells what a command does, with examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from perf.results import UserError
+
+COMMANDS = {  # each is the module of that name, with add_arguments(parser) and run(args) -> exit code
+    "measure": "time the cases on this machine",
+    "analyse": "compile the kernels for GPUs that are not here, and count",
+    "accuracy": "errors against the truth, over every input where that is possible",
+    "plot": "draw pictures of rows",
+    "compare": "what changed between two result files",
+    "fit": "fit the polynomials of the formulas and print their errors",
+}
+MISUSED = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = chosen(arguments[:1])
+    try:
+        command = importlib.import_module(f"perf.{name}")
+    except ModuleNotFoundError as missing:
+        return complain(name, f"{missing}. The development set-up has it: make venv, or pip install -e '.[dev]'")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m perf {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    try:
+        return int(command.run(parser.parse_args(arguments[1:])))
+    except UserError as mistake:
+        return complain(name, str(mistake))
+
+
+def chosen(first: Sequence[str]) -> str:
+    """The command's name; ends the program with the list of commands where there is none."""
+    parser = argparse.ArgumentParser(
+        prog="python -m perf",
+        description=__doc__,
+        epilog="\n".join(["commands:", *(f"  {name:10} {task}" for name, task in COMMANDS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    name = parser.parse_args(first).command
+    assert isinstance(name, str)
+    return name
+
+
+def complain(name: str, message: str) -> int:
+    """Say what is wrong and what to do; the exit code."""
+    print(f"python -m perf {name}: {message}", file=sys.stderr)
+    return MISUSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

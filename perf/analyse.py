@@ -1,0 +1,176 @@
+"""Compile kernels for GPUs that are not here, and count what they will do there. Nothing runs; nothing is measured.
+
+Each case is compiled exactly as a call would compile it. The machine code is then followed, loops and predicates
+included, and counted: instructions by kind, registers, widths of accesses, bytes; and, from a table of GPU data
+(perf/gpus.py), which resource binds. `headroom` is the time at memory bandwidth over the time of the next resource:
+below 1 a kernel is not memory-bound. Backward includes the sum that finishes the bias gradient.
+
+  python -m perf analyse --target sm_90 sm_100 --approximate tanh --dtype bf16
+  python -m perf analyse --shape 8,1280,1500 --dim 1 --direction backward --dump /tmp/kernels
+  python -m perf analyse --set baseline --provider triton_gelu --output rows.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from perf import cases, comparisons, results
+from perf.cases import Case, product
+from perf.count import Counted, count
+from perf.figures import LIBRARY, figures
+from perf.gpus import GPUS
+from perf.machine import Untraceable
+from perf.offline import META, Call, launches
+from perf.progress import progress
+from perf.results import Row, UserError
+from perf.table_static import render
+from triton_gelu import _fused
+
+DIRECTIONS = ("forward", "backward")
+HALVES, ALL = ("bfloat16", "float16"), tuple(cases.DTYPES.values())
+WIDE = Case("width 4096", (16384, 4096))
+FRAMES = tuple(Case(f"{frames} frames", (32, 1280, frames), dim=1) for frames in (3000, 1500))
+IMAGE = Case("56 x 56 image", (32, 256, 56, 56), dim=1)
+ODD = (
+    Case("width 1500", (16384, 1500)),
+    Case("width 1501", (16384, 1501)),
+    Case("1501 frames", (32, 1280, 1501), dim=1),
+)
+
+
+def budget() -> tuple[Case, ...]:
+    """Every formula and dtype at one width, and the shapes that are hard to walk."""
+    return (
+        *product((WIDE,), dtypes=ALL, approximates=cases.APPROXIMATES, directions=DIRECTIONS),
+        *product((*FRAMES, IMAGE, *ODD), dtypes=HALVES[:1], directions=DIRECTIONS),
+    )
+
+
+def baseline() -> tuple[Case, ...]:
+    """A handful, for a test of every change."""
+    return (
+        *product((WIDE,), dtypes=HALVES[:1], approximates=("tanh", "none"), directions=DIRECTIONS),
+        *product(FRAMES[1:], dtypes=HALVES[:1], directions=DIRECTIONS[1:]),
+    )
+
+
+SETS = {"budget": budget, "baseline": baseline}
+
+
+_BLANK = Row("static", "", (), None, "", "", "forward", "", "", "", None, status="skipped", path="compiled offline")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One case by one provider on one target."""
+
+    case: Case
+    provider: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.target}, {self.case}, {self.provider}"
+
+    def fields(self) -> dict[str, Any]:
+        """What rows say of it."""
+        case = self.case
+        return {
+            "case": case.name, "shape": case.shape, "dim": case.dim, "dtype": case.dtype, "direction": case.direction,
+            "approximate": case.approximate, "provider": self.provider, "device": self.target,
+        }  # fmt: skip
+
+    def folder(self) -> str:
+        """A place among the dumped files."""
+        case = self.case
+        words = (self.target, case.name, case.direction, case.approximate, case.dtype, self.provider)
+        return re.sub(r"[^\w.]+", "-", "_".join(words))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `analyse`."""
+    cases.add_arguments(parser, sets=SETS, directions=DIRECTIONS)
+    parser.add_argument(
+        "--target", nargs="+", choices=GPUS, default=list(GPUS), help="GPUs to compile for (default: all)"
+    )
+    parser.add_argument("--provider", action="append", help="triton_gelu or a comparison kernel (default: all)")
+    parser.add_argument(
+        "--dump", type=Path, metavar="DIR", help="write ttgir, PTX, SASS, cubin... of each kernel there"
+    )
+    parser.add_argument("--output", type=Path, metavar="ROWS.jsonl", help="append the rows to this file")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="kernels compiled at a time (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compile, count, print; append rows where asked. 1 if some kernel could not be compiled or followed."""
+    questions = [
+        Question(case, provider, target)
+        for target in args.target
+        for case in cases.select(args, SETS)
+        for provider in subjects(case)
+    ]
+    asked = [each for each in questions if each.provider in (args.provider or (each.provider,))]
+    if not asked:
+        known = ", ".join(dict.fromkeys(each.provider for each in questions))
+        raise UserError(f"no such provider for these cases; there are: {known}")
+    rows: list[Row] = []
+    with ProcessPoolExecutor(args.jobs) as pool:
+        answers = pool.map(answer, asked, [args.dump] * len(asked))
+        for _, found in zip(progress(asked, str), answers, strict=True):
+            rows += found
+    for row in rows if args.output else ():
+        results.append(args.output, row)
+    print(render(rows))
+    return int(any(row.status == "failed" for row in rows))
+
+
+def subjects(case: Case) -> dict[str, Call]:
+    """What can be compiled for a case: the library's call and the comparison kernels."""
+    return {LIBRARY: library(case), **comparisons.rivals(case)}
+
+
+def library(case: Case) -> Call:
+    """The library's call, by the road that launches kernels."""
+    x = torch.empty(case.shape, dtype=case.torch_dtype, device=META)
+    bias = None if case.dim is None else torch.empty(case.bias_length, dtype=case.torch_dtype, device=META)
+    dim = 0 if case.dim is None else case.dim % len(case.shape)
+
+    if case.direction == "backward":
+        return lambda: _fused.backward(x, x, bias, dim, case.approximate, True, bias is not None)
+    return lambda: _fused.forward(x, bias, dim, case.approximate)
+
+
+def answer(question: Question, dump: Path | None = None) -> list[Row]:
+    """The rows of one question; a single failed one, with the reason, where a kernel can't be compiled or followed."""
+    gpu = GPUS[question.target]
+    blank = replace(_BLANK, **question.fields(), **results.context())
+    try:
+        counted = [count(each, gpu) for each in launches(gpu, subjects(question.case)[question.provider])]
+    except (Untraceable, triton.CompilationError) as problem:
+        return [replace(blank, status="failed", note=str(problem))]
+    if dump:
+        for each in counted:
+            write(each, dump / question.folder())
+    return [
+        replace(blank, metric=each.metric, unit=each.unit, value=each.value, note=each.note, status="ok")
+        for each in figures(question.case, counted, gpu)
+    ]
+
+
+def write(counted: Counted, folder: Path) -> None:
+    """All stages of one kernel as files, for a person to open."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listing = {} if "amdgcn" in counted.launched.asm else {"sass": counted.code.listing}
+    for stage, content in {**counted.launched.asm, **listing}.items():
+        path = folder / f"{counted.launched.name}.{stage}"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -1,0 +1,276 @@
+"""What is measured: frozen cases, and named sets of them taken from the activations of real models."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from perf.results import Row, UserError
+
+APPROXIMATES = ("tanh", "none", "sigmoid")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DIRECTIONS = ("forward", "forward_backward")
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Tensors of a case: `x` of the case's shape (or what the Linear reads), its `weight`, `bias` and incoming `dy`."""
+
+    x: torch.Tensor
+    bias: torch.Tensor | None
+    weight: torch.Tensor | None
+    dy: torch.Tensor | None
+
+    @property
+    def leaves(self) -> tuple[torch.Tensor, ...]:
+        """What a gradient is asked for, in the order x, weight, bias."""
+        return tuple(each for each in (self.x, self.weight, self.bias) if each is not None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """GELU of `shape` plus a bias along `dim` (None: no bias), in one dtype, formula and direction.
+
+    With `in_features` the GELU follows a Linear of that many inputs, the pair `F.gelu(F.linear(x, w, b))` against
+    `bias_gelu(F.linear(x, w), b)`; `shape` is then the shape of the Linear's output.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dim: int | None = -1
+    dtype: str = "float32"
+    approximate: str = "tanh"
+    direction: str = "forward"
+    in_features: int | None = None
+
+    def __str__(self) -> str:
+        sizes = "x".join(map(str, self.shape))
+        bias = "no bias" if self.dim is None else f"bias along {self.dim}"
+        direction = self.direction.replace("_", " + ")
+        return f"{self.name}, {sizes}, {bias}, {self.dtype}, {self.approximate}, {direction}"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bias_length(self) -> int:
+        return 0 if self.dim is None else self.shape[self.dim]
+
+    @property
+    def differentiates(self) -> bool:
+        return self.direction == "forward_backward"
+
+    def compulsory_bytes(self) -> int:
+        """Bytes that no implementation of the GELU can avoid moving, each tensor once; what GB/s is counted in.
+
+        Forward: read x and bias, write y. Backward adds: read dy, x and bias, write dx and dbias.
+        """
+        passes, vectors = (5, 3) if self.differentiates else (2, 1)
+        return (passes * self.elements + vectors * self.bias_length) * self.torch_dtype.itemsize
+
+    def inputs(self, device: torch.device) -> Inputs:
+        """The same random tensors on every call: x and dy normal, so that both tails of the GELU are visited."""
+        generator = torch.Generator(device).manual_seed(SEED)
+
+        def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
+            made = torch.randn(*shape, generator=generator, device=device, dtype=torch.float32).mul_(scale)
+            return made.to(self.torch_dtype)
+
+        weight = None
+        x = normal(*(self.shape if self.in_features is None else (*self.shape[:-1], self.in_features)), scale=2.0)
+        if self.in_features is not None:
+            weight = normal(self.shape[-1], self.in_features, scale=self.in_features**-0.5)
+        bias = None if self.dim is None else normal(self.bias_length)
+        dy = normal(*self.shape) if self.differentiates else None
+        inputs = Inputs(x, bias, weight, dy)
+        for leaf in inputs.leaves:
+            leaf.requires_grad_(self.differentiates)
+        return inputs
+
+
+Sets = Mapping[str, Callable[[], tuple[Case, ...]]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Transformer: its MLP activates `tokens` x `MLP_RATIO * width`, after a Linear of `width` inputs."""
+
+    name: str
+    width: int
+    tokens: int
+
+
+MLP_RATIO = 4
+MEL_FRAMES = 3000
+AUDIO_FRAMES = MEL_FRAMES // 2  # the second convolution of Whisper's stem has stride 2
+WHISPER = tuple(
+    Model(f"whisper-{size}", width, AUDIO_FRAMES)
+    for size, width in (("tiny", 384), ("base", 512), ("small", 768), ("medium", 1024), ("large-v3", 1280))
+)
+OTHERS = (
+    Model("vit-b16", 768, tokens=197),
+    Model("bert-base", 768, tokens=512),
+    Model("gpt2", 768, tokens=1024),
+)
+TINY, *_, LARGE = WHISPER
+FULL_BATCHES = (1, 8)
+FOUNDING = Case("founding", (32, 10, 64))
+
+
+def conv_stem(model: Model, batch: int = 1) -> tuple[Case, Case]:
+    """The two convolutions in front of a Whisper encoder, bias along the channels."""
+    return (
+        Case(f"{model.name} conv1", (batch, model.width, MEL_FRAMES), dim=1),
+        Case(f"{model.name} conv2", (batch, model.width, AUDIO_FRAMES), dim=1),
+    )
+
+
+def mlp(model: Model, batch: int = 1) -> Case:
+    """The activation inside the MLP, alone."""
+    return Case(f"{model.name} mlp", (batch, model.tokens, MLP_RATIO * model.width))
+
+
+def linear_gelu(model: Model, batch: int = 1) -> Case:
+    """The first half of the MLP: the Linear and its activation."""
+    return replace(mlp(model, batch), name=f"{model.name} linear + gelu", in_features=model.width)
+
+
+def product(
+    cases: Iterable[Case],
+    *,
+    dtypes: Iterable[str] = ("float32",),
+    approximates: Iterable[str] = ("tanh",),
+    directions: Iterable[str] = ("forward",),
+) -> tuple[Case, ...]:
+    """Every case in every direction, formula and dtype."""
+    choices = itertools.product(tuple(dtypes), tuple(approximates), tuple(directions), tuple(cases))
+    return tuple(
+        replace(case, dtype=dtype, approximate=approximate, direction=direction)
+        for dtype, approximate, direction, case in choices
+    )
+
+
+def quick() -> tuple[Case, ...]:
+    """Under four minutes on two cores: fp32 and tanh at every size, the rest at two sizes, batch 1."""
+    two = (mlp(TINY), mlp(LARGE))
+    first, second = conv_stem(TINY)[0], conv_stem(LARGE)[1]
+    return (
+        *product((FOUNDING, *map(mlp, WHISPER + OTHERS), first, second, linear_gelu(TINY))),
+        *product((FOUNDING, *two, first), directions=("forward_backward",)),
+        *product(two, approximates=("none", "sigmoid")),
+        *product(two, dtypes=("bfloat16",)),
+    )
+
+
+def full() -> tuple[Case, ...]:
+    """Every size at two batches, in every dtype, formula and direction; hours on a CPU."""
+    sizes = [FOUNDING]
+    for batch in FULL_BATCHES:
+        sizes += [mlp(model, batch) for model in WHISPER + OTHERS]
+        sizes += [case for model in WHISPER for case in conv_stem(model, batch)]
+        sizes += [linear_gelu(model, batch) for model in (TINY, LARGE)]
+    sizes += [replace(mlp(TINY), name=f"{TINY.name} mlp, no bias", dim=None)]
+    return product(sizes, dtypes=DTYPES.values(), approximates=APPROXIMATES, directions=DIRECTIONS)
+
+
+def targets() -> tuple[Case, ...]:
+    """The cases the CPU path's goals are stated for."""
+    return product((mlp(TINY, batch=4), FOUNDING), approximates=("tanh", "none"), directions=DIRECTIONS)
+
+
+SETS: Sets = {"quick": quick, "full": full, "targets": targets}
+
+
+def add_arguments(parser: argparse.ArgumentParser, sets: Sets = SETS, directions: Sequence[str] = DIRECTIONS) -> None:
+    """The words that choose cases, from these sets (the first is the default); `select` reads them."""
+    group = parser.add_argument_group("cases (with --shape your own; otherwise the options narrow the set)")
+    group.add_argument(
+        "--set", choices=sets, default=next(iter(sets)), help="named set of cases (default: %(default)s)"
+    )
+    group.add_argument("--shape", type=_shape, action="append", metavar="8,1500,5120", help="your own shape")
+    group.add_argument("--dim", type=_dim, default=-1, metavar="1", help="bias dimension of --shape, or 'none'")
+    add_filters(group, directions)
+
+
+def add_filters(parser: argparse._ActionsContainer, directions: Sequence[str] = DIRECTIONS) -> None:
+    """The words that cases and rows have in common; each may be repeated."""
+    parser.add_argument("--dtype", type=_dtype, action="append", metavar="bf16", help="fp32, bf16 or fp16")
+    parser.add_argument("--approximate", choices=APPROXIMATES, action="append", help="formula")
+    parser.add_argument("--direction", choices=directions, action="append", help="forward, or with the backward")
+
+
+def wanted(about: Case | Row, args: argparse.Namespace) -> bool:
+    """Whether a case, or the case of a row, is among those that the options of `add_filters` leave."""
+    return (
+        (not args.dtype or about.dtype in args.dtype)
+        and (not args.approximate or about.approximate in args.approximate)
+        and (not args.direction or about.direction in args.direction)
+    )
+
+
+def select(args: argparse.Namespace, sets: Sets = SETS) -> tuple[Case, ...]:
+    """The cases asked for. Raises `UserError` where nothing fits."""
+    if args.shape:
+        own = tuple(Case("own", shape, _checked(args.dim, shape)) for shape in args.shape)
+        return product(
+            own,
+            dtypes=args.dtype or ("float32",),
+            approximates=args.approximate or ("tanh",),
+            directions=args.direction or ("forward",),
+        )
+    chosen = tuple(case for case in sets[args.set]() if wanted(case, args))
+    if not chosen:
+        raise UserError(f"--set {args.set} has no such case; the sets are {', '.join(sets)}")
+    return chosen
+
+
+def _checked(dim: int | None, shape: Sequence[int]) -> int | None:
+    if dim is not None and not -len(shape) <= dim < len(shape):
+        raise UserError(
+            f"--dim {dim} is outside --shape {','.join(map(str, shape))}, which has {len(shape)} dimensions"
+        )
+    return dim
+
+
+def positive(text: str) -> int:
+    """A positive integer from the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"expected positive sizes such as 8,1500,5120, got {text!r}")
+    return shape
+
+
+def _dim(text: str) -> int | None:
+    try:
+        return None if text == "none" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an integer, or 'none' for no bias, got {text!r}") from None
+
+
+def _dtype(text: str) -> str:
+    name = DTYPES.get(text, text)
+    if name not in DTYPES.values():
+        raise argparse.ArgumentTypeError(f"expected {', '.join(DTYPES)}, got {text!r}")
+    return name

@@ -1,0 +1,104 @@
+"""Who is measured: a provider is a function that turns a case into the call a user would write for it.
+
+`PROVIDERS` names them all. To add one, write such a function and give it a name there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import triton_gelu
+from perf.cases import Case, Inputs
+
+Call = Callable[..., Tensor]  # (x), (x, bias) or (x, weight, bias), as the case has them
+Provider = Callable[[Case], Call]
+Thunk = Callable[[], Tensor | tuple[Tensor, ...]]
+
+QUICK_GELU_SLOPE = 1.702
+
+
+def eager(case: Case) -> Call:
+    """What a PyTorch user writes: `F.gelu(x + b)`, or `F.gelu(F.linear(x, w, b))`."""
+    gelu = quick_gelu if case.approximate == "sigmoid" else functools.partial(F.gelu, approximate=case.approximate)
+    if case.in_features is not None:
+        return lambda x, weight, bias: gelu(F.linear(x, weight, bias))
+    if case.dim is None:
+        return lambda x: gelu(x)
+    if case.dim in (-1, len(case.shape) - 1):
+        return lambda x, bias: gelu(x + bias)
+    trailing = [1] * len(case.shape[case.dim :][1:])
+    return lambda x, bias: gelu(x + bias.view(-1, *trailing))
+
+
+def fused(case: Case) -> Call:
+    """What a user of this package writes: `bias_gelu(x, b)`, or `bias_gelu(F.linear(x, w), b)`."""
+    bias_gelu = functools.partial(triton_gelu.bias_gelu, approximate=case.approximate)  # type: ignore[arg-type]
+    if case.in_features is not None:
+        return lambda x, weight, bias: bias_gelu(F.linear(x, weight), bias)
+    if case.dim is None:
+        return lambda x: bias_gelu(x)
+    dim = case.dim
+    return lambda x, bias: bias_gelu(x, bias, dim=dim)
+
+
+def compiled(provider: Provider) -> Provider:
+    """The same call under `torch.compile`, one graph and static shapes: its best case."""
+    return lambda case: torch.compile(provider(case), fullgraph=True, dynamic=False)
+
+
+def quick_gelu(u: Tensor) -> Tensor:
+    """`u * sigmoid(1.702 u)`, which PyTorch has no function for."""
+    return u * torch.sigmoid(QUICK_GELU_SLOPE * u)
+
+
+BASELINE = "eager"
+PROVIDERS: Mapping[str, Provider] = {
+    BASELINE: eager,
+    "torch.compile": compiled(eager),
+    "triton_gelu": fused,
+    "triton_gelu compiled": compiled(fused),
+}
+COMPILED = ("torch.compile", "triton_gelu compiled")
+RIVALS = {  # the baselines that a provider's time is divided by
+    "torch.compile": ("eager",),
+    "triton_gelu": ("eager",),
+    "triton_gelu compiled": ("eager", "torch.compile"),
+}
+
+
+def thunk(case: Case, call: Call, inputs: Inputs) -> Thunk:
+    """The timed function: gives y, or with the backward y and a fresh gradient for each of `inputs.leaves`."""
+    if not case.differentiates:
+        return functools.partial(call, *inputs.leaves)
+
+    def forward_backward() -> tuple[Tensor, ...]:
+        y = call(*inputs.leaves)
+        return (y, *torch.autograd.grad(y, inputs.leaves, inputs.dy))
+
+    return forward_backward
+
+
+def expression(case: Case) -> str:
+    """What the baseline computes, as one would write it."""
+    u = "F.linear(x, w, b)" if case.in_features else "x" if case.dim is None else "x + b"
+    if case.approximate == "sigmoid":
+        return f"u * torch.sigmoid({QUICK_GELU_SLOPE} * u) with u = {u}"
+    return f"F.gelu({u}, approximate={case.approximate!r})"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The word that chooses providers; `select` reads it."""
+    names = ", ".join(PROVIDERS)
+    parser.add_argument("--provider", choices=PROVIDERS, action="append", metavar="NAME", help=f"of: {names}")
+
+
+def select(args: argparse.Namespace) -> dict[str, Provider]:
+    """The providers asked for, always with the baseline: every ratio needs it in the same run."""
+    wanted = {BASELINE, *(args.provider or PROVIDERS)}
+    return {name: provider for name, provider in PROVIDERS.items() if name in wanted}

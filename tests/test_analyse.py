@@ -1,0 +1,248 @@
+"""Kernels are counted for GPUs that are not here: by hand once, then against the budget and against the last count."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from perf import amdgcn, count, results, sass
+from perf.gpus import B200, GPUS, H100, MI300X
+from perf.machine import Code, Untraceable, walk
+from perf.results import Row
+
+ROOT = Path(__file__).parent.parent
+BASELINE = ROOT / "perf" / "data" / "baseline.jsonl"
+
+# What cuobjdump says of a kernel with the arguments (pointer, i32), the second at 0x160 + 8 of constant bank 0.
+ELF = """
+	Attribute:	EIATTR_REGCOUNT
+	Value:	function: toy(0xc)	register count: 14
+	Attribute:	EIATTR_MIN_STACK_SIZE
+	Value:	function: toy(0xc)	min stack size: 0x0
+	Attribute:	EIATTR_PARAM_CBANK
+	Format:	EIFMT_SVAL
+	Value:	0x5 0x100160
+	Value:	Index : 0x0	Ordinal : 0x1	Offset  : 0x8	Size    : 0x4
+	Value:	Index : 0x0	Ordinal : 0x0	Offset  : 0x0	Size    : 0x8
+"""
+
+# Counted by hand, with 3 for the second argument:
+#   before the loop  6: IMAD, S2R, MOV, ISETP, ISETP and the BRA, which is issued though P1 is true and it is not taken
+#   in the loop      7, three times: CS2R, LDG, FADD, MUFU, IADD3, ISETP, BRA; the LDG is issued whatever lanes P0 leaves
+#   after it         3: the EXIT ends only the lanes with P0, the STG and the last EXIT are issued for the others
+# The branch to itself and the NOP behind it are padding.
+#   integer 9 = IMAD + 2 ISETP + 3 (IADD3 + ISETP)    alu 4 = MOV + 3 CS2R    memory 5 = S2R + 3 LDG + STG
+#   control 6 = BRA + 3 BRA + 2 EXIT                  fma 3, mufu 3           together 30 = 6 + 3 * 7 + 3
+LOOP = """
+        /*0000*/                   IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;
+        /*0010*/                   S2R R0, SR_TID.X ;
+        /*0020*/                   MOV R4, RZ ;
+        /*0030*/                   ISETP.GE.AND P0, PT, R0.reuse, 0x40, PT ;
+        /*0040*/                   ISETP.LT.AND P1, PT, RZ, c[0x0][0x168], PT ;
+        /*0050*/              @!P1 BRA `(.L_x_1) ;
+.L_x_0:
+        /*0060*/                   CS2R R2, SRZ ;
+        /*0070*/              @!P0 LDG.E.128 R8, [R2.64] ;
+        /*0080*/                   FADD R12, R8, R9 ;
+        /*0090*/                   MUFU.EX2 R12, R12 ;
+        /*00a0*/                   IADD3 R4, R4, 0x1, RZ ;
+        /*00b0*/                   ISETP.GE.AND P2, PT, R4, c[0x0][0x168], PT ;
+        /*00c0*/              @!P2 BRA `(.L_x_0) ;
+.L_x_1:
+        /*00d0*/               @P0 EXIT ;
+        /*00e0*/                   STG.E [R2.64], R12 ;
+        /*00f0*/                   EXIT ;
+.L_x_2:
+        /*0100*/                   BRA `(.L_x_2);
+        /*0110*/                   NOP;
+"""
+
+# Counted by hand: S2R, ISETP and BRA; then both ways, 2 and 1; then EXIT.
+FORK = """
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/                   ISETP.GE.AND P0, PT, R0, 0x7, PT ;
+        /*0020*/               @P0 BRA `(.L_x_1) ;
+        /*0030*/                   FADD R1, R1, R1 ;
+        /*0040*/                   BRA `(.L_x_2) ;
+.L_x_1:
+        /*0050*/                   FMUL R1, R1, R1 ;
+.L_x_2:
+        /*0060*/                   EXIT ;
+"""
+
+# Counted by hand, with 3 for the argument, which is preloaded into s2, and workgroup 1 in s3:
+# s_mov once, the loop of v_add, s_add, s_cmp and s_cbranch twice (s4 goes 1, 2, 3), s_endpgm once: 10.
+AMD_LOOP = """
+	s_mov_b32 s4, s3
+.LBB0_1:                                ; =>This Inner Loop Header: Depth=1
+	v_add_f32_e32 v1, v1, v1
+	s_add_i32 s4, s4, 1
+	s_cmp_lt_i32 s4, s2
+	s_cbranch_scc1 .LBB0_1
+	s_endpgm
+		.amdhsa_user_sgpr_count 3
+		.amdhsa_user_sgpr_kernarg_preload_length 1
+		.amdhsa_user_sgpr_kernarg_preload_offset 0
+		.amdhsa_system_sgpr_workgroup_id_x 1
+		.amdhsa_system_sgpr_workgroup_id_y 0
+		.amdhsa_system_sgpr_workgroup_id_z 0
+	.amdgpu_metadata
+      - .offset:         0
+        .size:           4
+    .private_segment_fixed_size: 0
+    .vgpr_count:     2
+"""
+
+TTIR = """
+  tt.func public @toy(%x: !tt.ptr<bf16> {tt.divisibility = 16 : i32} loc("x"), %y: !tt.ptr<f32> loc("y"), %n: i32) {
+    %0 = tt.splat %x : !tt.ptr<bf16> -> tensor<8x!tt.ptr<bf16>> loc(#loc)
+    %1:2 = scf.for %i = %c0 to %n step %c1 iter_args(%total = %zero, %p = %0) -> (tensor<8xf32>, tensor<8x!tt.ptr<bf16>>) {
+      %2 = tt.addptr %p, %i : tensor<8x!tt.ptr<bf16>>, tensor<8xi32> loc(#loc)
+      %3 = tt.load %2, %mask, %other : tensor<8x!tt.ptr<bf16>> loc(#loc)
+    }
+    tt.store %y, %4 : !tt.ptr<f32> loc(#loc)
+"""
+
+
+def counted(code: Code) -> dict[str, int]:
+    """Instructions by heading."""
+    found: dict[str, int] = {}
+    for place, times in walk(code).times().items():
+        heading = code.isa.heading(code.instructions[place])
+        found[heading] = found.get(heading, 0) + times
+    return found
+
+
+def test_a_loop_with_predicates_is_counted_as_by_hand() -> None:
+    code = sass.code(LOOP, ELF, [None, 3])
+    assert counted(code) == {"integer": 9, "alu": 4, "memory": 5, "control": 6, "fma": 3, "mufu": 3}
+    assert not walk(code).parted
+    assert (code.registers, code.stack) == (14, 0)
+
+
+def test_a_loop_that_is_not_entered_is_not_counted() -> None:
+    assert sum(counted(sass.code(LOOP, ELF, [None, 0])).values()) == 6 + 3
+
+
+def test_threads_that_part_count_both_ways() -> None:
+    code = sass.code(FORK, ELF, [])
+    assert sum(counted(code).values()) == 3 + 2 + 1 + 1
+    assert walk(code).parted == {2}
+
+
+def test_a_loop_of_unknown_length_is_refused() -> None:
+    with pytest.raises(Untraceable, match="BRA"):
+        walk(sass.code(LOOP, ELF, [None, None]))
+
+
+def test_amd_code_is_counted_as_by_hand() -> None:
+    code = amdgcn.code(AMD_LOOP, [3])
+    assert sum(walk(code, (1, 0, 0)).times().values()) == 10
+    assert sum(walk(code, (2, 0, 0)).times().values()) == 6
+
+
+def test_packed_arithmetic_takes_one_slot_and_two_lanes() -> None:
+    (instruction,) = sass.parse("        /*0000*/   FFMA2 R4, R4.F32x2.HI_LO, R6.F32x2.HI_LO, R8.F32x2.HI_LO ;")
+    assert sass.Sass().busy(instruction) == {"issue": 1, "fma": 2}
+    assert sass.Sass().registers(instruction).writes == {"R4", "R5"}
+
+
+def test_widths_of_accesses_are_read_from_the_opcode() -> None:
+    listing = "/*0000*/ LDG.E.128 R8, [R2.64] ;\n /*0010*/ @P0 STG.E.U16 [R2.64], R1 ;\n /*0020*/ LDS.64 R4, [R0] ;"
+    found = [sass.Sass().access(each) for each in sass.parse(listing.replace("/*0", "  /*0"))]
+    assert found == [("load", 16), ("store", 2), ("shared", 8)]
+
+
+@pytest.mark.parametrize("grid", [(1, 1, 1), (2, 3, 1), (20, 6000, 1), (7, 32768, 5)])
+def test_the_sampled_programs_stand_for_the_whole_grid(grid: tuple[int, int, int]) -> None:
+    weights = dict(count.sample(grid))
+    assert sum(weights.values()) == grid[0] * grid[1] * grid[2]
+    assert all(0 <= place < size for program in weights for place, size in zip(program, grid, strict=True))
+
+
+def test_loads_and_stores_are_followed_through_pointer_arithmetic() -> None:
+    assert count.accessed(TTIR) == ({0}, {1})
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "blocks"), [(80, 0, 6), (81, 0, 5), (32, 0, 16), (32, 40 * 1024, 5), (255, 0, 2)]
+)
+def test_registers_and_shared_memory_limit_how_many_blocks_are_resident(registers: int, shared: int, blocks: int) -> None:
+    assert H100.resident_blocks(registers, shared, warps_per_block=4) == blocks
+
+
+def test_an_amd_compute_unit_holds_eight_waves_of_64_registers_on_each_simd() -> None:
+    assert MI300X.resident_blocks(64, 0, warps_per_block=4) == 8
+
+
+def test_the_budget_of_instructions_is_what_memory_leaves_time_for() -> None:
+    elements = B200.bandwidth.value / 4  # bf16 in, bf16 out
+    assert B200.per_second("issue") / elements == pytest.approx(17.5, abs=0.1)
+    assert B200.per_second("xu") / elements == pytest.approx(2.2, abs=0.05)
+
+
+def test_every_number_about_a_gpu_has_a_source_and_says_how_sure_it_is() -> None:
+    for gpu in GPUS.values():
+        for datum in (gpu.bandwidth, gpu.clock, gpu.latency, *gpu.lanes.values()):
+            assert datum.source
+            assert datum.sure in ("published", "derived", "assumed")
+
+
+def analyse(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m perf analyse` in a process of its own: this one interprets kernels, and compiles none."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "perf", "analyse", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """The rows of the small set, compiled now."""
+    path = tmp_path_factory.mktemp("analyse") / "rows.jsonl"
+    done = analyse("--set", "baseline", "--provider", "triton_gelu", "--target", *TARGETS, "--output", str(path))
+    assert done.returncode == 0, done.stderr + done.stdout
+    return results.read(path)
+
+
+TARGETS = ("sm_90", "sm_100", "gfx942")
+
+
+def test_no_kernel_spills_parts_its_threads_or_moves_more_bytes_than_it_may(fresh: list[Row]) -> None:
+    for row in fresh:
+        if row.metric in ("spills", "stack", "divergent branches"):
+            assert row.value == 0, (row.metric, row.device, row.case, row.direction, row.approximate)
+        if row.metric == "bytes":
+            assert row.value is not None
+            assert row.value <= {"forward": 4.001, "backward": 6.13}[row.direction], row
+
+
+def test_static_rows_say_that_nothing_ran(fresh: list[Row]) -> None:
+    assert {(row.kind, row.path) for row in fresh} == {("static", "compiled offline")}
+    assert all(row.versions["triton"] and row.device in TARGETS for row in fresh)
+
+
+def test_counts_are_those_of_the_committed_baseline(fresh: list[Row]) -> None:
+    committed = results.read(BASELINE)
+    made, mine = committed[0].versions["triton"], fresh[0].versions["triton"]
+    if made != mine:
+        pytest.skip(f"the baseline was made with triton {made}, this is {mine}: another compiler, other counts")
+    before = {results.question(row): row.value for row in committed}
+    after = {results.question(row): row.value for row in fresh}
+    changed = [f"{'; '.join(map(str, key))}: {before.get(key)} -> {after.get(key)}" for key in before.keys() | after
+               if before.get(key) != after.get(key)]
+    assert not changed, "\n".join(
+        ["counts changed; if that is meant, make the baseline anew (see CONTRIBUTING.md):", *sorted(changed)]
+    )
+
+
+def test_interpreted_kernels_are_refused_with_advice() -> None:
+    command = [sys.executable, "-m", "perf", "analyse", "--set", "baseline"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "TRITON_INTERPRET" in done.stderr
+    assert "Traceback" not in done.stderr
