@@ -217,12 +217,13 @@ def answered(rows: Sequence[Row], machine: Machine) -> set[tuple[tuple[Any, ...]
 
 
 def about(chosen: Sequence[Case], machine: Machine, output: Path) -> list[Row]:
-    """The newest rows that the output has on the chosen cases on this machine."""
+    """The newest rows that the output has on the chosen cases, from this commit on this machine."""
     if not output.exists():
         return []
     wanted = {asked(case) for case in chosen}
-    rows = results.latest(results.read(output))
-    return [row for row in rows if row.device == machine.name and asked(row) in wanted]
+    here = (machine.name, results.commit())
+    rows = [row for row in results.read(output) if (row.device, row.commit) == here and asked(row) in wanted]
+    return results.latest(rows)
 
 
 def memory_needed(case: Case) -> int:

@@ -70,10 +70,12 @@ def head(figure: Figure, title: str, subtitle: str) -> None:
 
 
 def origin(rows: Sequence[Row]) -> str:
-    """Device, versions, commit and day of the newest row."""
+    """Device, versions, commit and day of the newest row, and how many commits the older ones are from."""
     row = max(rows, key=lambda each: each.time)
+    others = len({each.commit for each in rows}) - 1
+    commit = f"commit {row.commit}" + (f" and {others} older" if others else "")
     versions = ", ".join(f"{name} {row.versions[name]}" for name in ("torch", "triton") if name in row.versions)
-    return f"{row.device}; {versions}; commit {row.commit}; {row.time[:10]}"
+    return f"{row.device}; {versions}; {commit}; {row.time[:10]}"
 
 
 def human(number: float, _: object = None) -> str:

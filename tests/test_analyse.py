@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from perf import amdgcn, count, results, sass
+from perf import amdgcn, count, figures, plot_headroom, results, sass
+from perf.__main__ import main
 from perf.gpus import B200, GPUS, H100, MI300X
 from perf.machine import Code, Untraceable, walk
-from perf.results import Row
 
 ROOT = Path(__file__).parent.parent
 BASELINE = ROOT / "perf" / "data" / "baseline.jsonl"
@@ -171,7 +172,9 @@ def test_loads_and_stores_are_followed_through_pointer_arithmetic() -> None:
 @pytest.mark.parametrize(
     ("registers", "shared", "blocks"), [(80, 0, 6), (81, 0, 5), (32, 0, 16), (32, 40 * 1024, 5), (255, 0, 2)]
 )
-def test_registers_and_shared_memory_limit_how_many_blocks_are_resident(registers: int, shared: int, blocks: int) -> None:
+def test_registers_and_shared_memory_limit_how_many_blocks_are_resident(
+    registers: int, shared: int, blocks: int
+) -> None:
     assert H100.resident_blocks(registers, shared, warps_per_block=4) == blocks
 
 
@@ -192,57 +195,69 @@ def test_every_number_about_a_gpu_has_a_source_and_says_how_sure_it_is() -> None
             assert datum.sure in ("published", "derived", "assumed")
 
 
-def analyse(*arguments: str) -> subprocess.CompletedProcess[str]:
+def analyse(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python -m perf analyse` in a process of its own: this one interprets kernels, and compiles none."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "perf", "analyse", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture(scope="session")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    """The rows of the small set, compiled now."""
-    path = tmp_path_factory.mktemp("analyse") / "rows.jsonl"
-    done = analyse("--set", "baseline", "--provider", "triton_gelu", "--target", *TARGETS, "--output", str(path))
-    assert done.returncode == 0, done.stderr + done.stdout
-    return results.read(path)
+    return subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=600)
 
 
 TARGETS = ("sm_90", "sm_100", "gfx942")
+OURS = ("--set", "baseline", "--provider", figures.LIBRARY, "--target", *TARGETS)
 
 
-def test_no_kernel_spills_parts_its_threads_or_moves_more_bytes_than_it_may(fresh: list[Row]) -> None:
-    for row in fresh:
-        if row.metric in ("spills", "stack", "divergent branches"):
-            assert row.value == 0, (row.metric, row.device, row.case, row.direction, row.approximate)
-        if row.metric == "bytes":
-            assert row.value is not None
-            assert row.value <= {"forward": 4.001, "backward": 6.13}[row.direction], row
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rows of the small set, compiled now."""
+    path = tmp_path_factory.mktemp("analyse") / "rows.jsonl"
+    done = analyse(*OURS, "--output", str(path))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "never run" in done.stdout
+    return path
 
 
-def test_static_rows_say_that_nothing_ran(fresh: list[Row]) -> None:
-    assert {(row.kind, row.path) for row in fresh} == {("static", "compiled offline")}
-    assert all(row.versions["triton"] and row.device in TARGETS for row in fresh)
-
-
-def test_counts_are_those_of_the_committed_baseline(fresh: list[Row]) -> None:
-    committed = results.read(BASELINE)
-    made, mine = committed[0].versions["triton"], fresh[0].versions["triton"]
+def test_counts_are_those_of_the_committed_baseline(fresh: Path) -> None:
+    made, mine = (results.read(path)[0].versions["triton"] for path in (BASELINE, fresh))
     if made != mine:
         pytest.skip(f"the baseline was made with triton {made}, this is {mine}: another compiler, other counts")
-    before = {results.question(row): row.value for row in committed}
-    after = {results.question(row): row.value for row in fresh}
-    changed = [f"{'; '.join(map(str, key))}: {before.get(key)} -> {after.get(key)}" for key in before.keys() | after
-               if before.get(key) != after.get(key)]
-    assert not changed, "\n".join(
-        ["counts changed; if that is meant, make the baseline anew (see CONTRIBUTING.md):", *sorted(changed)]
+    assert main(["compare", str(BASELINE), str(fresh), "--exact"]) == 0, (
+        f"counts changed. If that is meant: rm {BASELINE}; python -m perf analyse {' '.join(OURS)} --output {BASELINE}"
     )
 
 
+def test_a_slower_kernel_is_caught(fresh: Path, tmp_path: Path) -> None:
+    slower = tmp_path / "slower.jsonl"
+    for row in results.read(fresh):
+        assert row.value is not None
+        more = row.value * {figures.INSTRUCTIONS: 1.1, figures.HEADROOM: 1 / 1.1}.get(row.metric, 1.0)
+        results.append(slower, replace(row, value=more))
+    assert main(["compare", str(fresh), str(slower)]) == 1
+    assert main(["compare", str(slower), str(fresh)]) == 0
+
+
+def test_no_kernel_spills_parts_its_threads_or_moves_more_bytes_than_it_may(fresh: Path) -> None:
+    limits = {figures.SPILLS: 0, figures.STACK: 0, figures.PARTED: 0}
+    bytes_moved = {"forward": 4.001, "backward": 6.13}
+    for row in results.read(fresh):
+        assert row.value is not None
+        limit = bytes_moved[row.direction] if row.metric == figures.BYTES else limits.get(row.metric, row.value)
+        assert row.value <= limit, row
+
+
+def test_static_rows_say_that_nothing_ran(fresh: Path) -> None:
+    rows = results.read(fresh)
+    assert {(row.kind, row.path) for row in rows} == {("static", "compiled offline")}
+    assert all(row.versions["triton"] and row.device in TARGETS for row in rows)
+
+
+def test_the_picture_of_headroom_says_that_nothing_ran(fresh: Path) -> None:
+    ((_, picture),) = plot_headroom.draw(results.read(fresh))
+    assert "nothing ran" in " ".join(text.get_text() for text in picture.texts)
+    assert len(picture.axes) == len(TARGETS)
+
+
 def test_interpreted_kernels_are_refused_with_advice() -> None:
-    command = [sys.executable, "-m", "perf", "analyse", "--set", "baseline"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0
+    done = analyse("--set", "baseline", TRITON_INTERPRET="1")
+    assert done.returncode == 2
     assert "TRITON_INTERPRET" in done.stderr
     assert "Traceback" not in done.stderr

@@ -31,13 +31,13 @@ DIVISION_ERROR = 2.0**-22
 
 
 @triton.jit
-def evaluate(u_ptr, y_ptr, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+def evaluate(u_ptr, y_ptr, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Value, first and second derivative, before they are rounded to DTYPE."""
     at = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
     u = tl.load(u_ptr + at)
-    tl.store(y_ptr + at, gelu(u, FORMULA, DTYPE, PACKED))
-    tl.store(y_ptr + ROWS * COLS + at, dgelu(u, FORMULA, DTYPE, PACKED))
-    tl.store(y_ptr + 2 * ROWS * COLS + at, d2gelu(u, FORMULA, DTYPE, PACKED))
+    tl.store(y_ptr + at, gelu(u, FORMULA, DTYPE, PTX))
+    tl.store(y_ptr + ROWS * COLS + at, dgelu(u, FORMULA, DTYPE, PTX))
+    tl.store(y_ptr + 2 * ROWS * COLS + at, d2gelu(u, FORMULA, DTYPE, PTX))
 
 
 def results(x: torch.Tensor, formula: str, *, packed: bool = False) -> torch.Tensor:
@@ -47,7 +47,7 @@ def results(x: torch.Tensor, formula: str, *, packed: bool = False) -> torch.Ten
     u[: x.numel()] = x
     y = torch.empty(3, rows * COLS, device=DEVICE)
     with np.errstate(all="ignore"):
-        evaluate[(1,)](u, y, formula, TRITON[x.dtype], packed, rows, COLS)
+        evaluate[(1,)](u, y, formula, TRITON[x.dtype], 2 if packed else 0, rows, COLS)
     return y[:, : x.numel()].to(x.dtype).cpu()
 
 

@@ -4,8 +4,8 @@
 that very call; anything else that is done to it adds the bias first. So a second consumer, a slice, a hook or an
 operation in place is as right as it was, and as slow.
 
-In eager mode that is a tensor without storage, differentiable like any other. While PyTorch compiles, it is the
-sum itself, which the compiler drops if nobody needs it, and `Watch` looks out for the GELU.
+In eager mode that is a tensor without storage, differentiable like any other. While PyTorch compiles, it is the sum
+itself, which the compiler drops if nobody needs it, and `Watch` looks out for the GELU.
 """
 
 from __future__ import annotations
@@ -74,25 +74,27 @@ METADATA = frozenset(
 )
 """Questions that have the same answer with and without the bias."""
 
-GRADIENTS = frozenset(
-    [torch.autograd.grad, torch.autograd.backward, Tensor.register_hook, Tensor.retain_grad]
-    + [getattr(Tensor, name).__get__ for name in ("grad", "retains_grad")]
-)
-"""Questions about the gradient of a sum: that of the product, which all its uses reach, fused or not."""
-
-
-GELUS: dict[Any, Callable[..., Approximate]] = {
-    F.gelu: lambda input, *, approximate="none": approximate,
+INPUTS = {
+    torch.autograd.grad: 1,
+    torch.autograd.backward: 5,
+    Tensor.backward: 4,
+    Tensor.register_hook: 0,
+    Tensor.retain_grad: 0,
+    Tensor.grad.__get__: 0,
+    Tensor.retains_grad.__get__: 0,
 }
+"""Functions about the gradient of an argument, and its position. The gradient of a sum is that of its product, where
+all uses of the sum arrive, fused or not."""
+
+GELUS: dict[Any, Callable[..., Approximate]] = {F.gelu: lambda input, *, approximate="none": approximate}
 """The functions that are a GELU of their first argument, and the formula they use."""
+
+Terms = tuple[Tensor, Tensor, int]
 
 
 def add(product: Tensor, bias: Tensor, dim: int) -> Tensor:
     """product + bias, in product's dtype."""
     return (product + bias.view(-1, *[1] * (-1 - dim))).to(product.dtype)
-
-
-Terms = tuple[Tensor, Tensor, int]
 
 
 def defer(product: Tensor, bias: Tensor, dim: int) -> Tensor:
@@ -144,8 +146,12 @@ class Deferred(Tensor):
                 return func(*args, **kwargs)
         if func in GELUS and (fused := fused_gelu(args[0], GELUS[func](*args, **kwargs))) is not None:
             return fused
-        stand_in = cls.settle if func not in GRADIENTS else cls.same_gradient
-        return func(*tree_map_only(cls, stand_in, args), **tree_map_only(cls, stand_in, kwargs))
+        if func in INPUTS:
+            place = INPUTS[func]
+            head, inputs, tail = args[:place], args[place : place + 1], args[place + 1 :]
+            args = (*head, *tree_map_only(cls, cls.same_gradient, inputs), *tail)
+            kwargs = kwargs | tree_map_only(cls, cls.same_gradient, {k: v for k, v in kwargs.items() if k == "inputs"})
+        return func(*tree_map_only(cls, cls.settle, args), **tree_map_only(cls, cls.settle, kwargs))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -281,4 +287,6 @@ def keeps_last(view: Tensor, of: Tensor) -> bool:
 
 
 def _can_wait(*tensors: Tensor) -> bool:
-    return torch.compiler.is_compiling() or (_seam.ordinary(*tensors) and torch._C._get_tracing_state() is None)
+    if torch.compiler.is_compiling():
+        return bool(watches)
+    return _seam.ordinary(*tensors) and torch._C._get_tracing_state() is None

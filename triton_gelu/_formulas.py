@@ -12,9 +12,9 @@ cost an instruction.
 
 `u` is a float32 tensor [M, N] with N even. FORMULA is PyTorch's `approximate` ("none" is the exact, erf form), or
 "sigmoid". DTYPE, the type a result is stored in, chooses the tier: in float32 an exponential reduces its range in exact
-steps and a reciprocal takes a Newton step; in 16 bits the hardware's are good enough. PACKED is for GPUs that issue
-instructions too slowly for their memory (sm_100): two elements then share an FMA, or a reciprocal. The polynomials are
-minimax fits, made and measured by perf/fit.py.
+steps and a reciprocal takes a Newton step; in 16 bits the hardware's are good enough. PTX says which instructions of
+NVIDIA's may be written out: 0, none; 1, the reciprocal; 2 (sm_100), those that two elements share, where instructions
+are issued too slowly for the memory. The polynomials are minimax fits, made and measured by perf/fit.py.
 """
 
 import math
@@ -74,9 +74,9 @@ MILLS_MIDDLE = tl.constexpr(0.112)
 
 
 @triton.jit
-def fma(x, y, z, PACKED: tl.constexpr):
+def fma(x, y, z, PTX: tl.constexpr):
     """x y + z, rounded once."""
-    if PACKED and not INTERPRETED:
+    if PTX == 2 and not INTERPRETED:
         return tl.inline_asm_elementwise(
             "{.reg .b64 x, y, z; mov.b64 x, {$2, $3}; mov.b64 y, {$4, $5}; mov.b64 z, {$6, $7};"
             " fma.rn.f32x2 x, x, y, z; mov.b64 {$0, $1}, x;}",
@@ -87,44 +87,48 @@ def fma(x, y, z, PACKED: tl.constexpr):
 
 
 @triton.jit
-def horner(x, SCALE: tl.constexpr, coefficients, PACKED: tl.constexpr):
+def horner(x, SCALE: tl.constexpr, coefficients, PTX: tl.constexpr):
     """The polynomial in SCALE x, highest power first."""
     degree: tl.constexpr = len(coefficients) - 1
-    p = fma(x, coefficients[0] * SCALE**degree, coefficients[1] * SCALE ** (degree - 1), PACKED)
+    p = fma(x, coefficients[0] * SCALE**degree, coefficients[1] * SCALE ** (degree - 1), PTX)
     for i in tl.static_range(2, degree + 1):
-        p = fma(p, x, coefficients[i] * SCALE ** (degree - i), PACKED)
+        p = fma(p, x, coefficients[i] * SCALE ** (degree - i), PTX)
     return p
 
 
 @triton.jit
-def reciprocal(d):
+def reciprocal(d, PTX: tl.constexpr):
     """The hardware's own: within 1 ulp or so, of d from 2^-126 to 2^126."""
     if INTERPRETED:
         return 1.0 / d
+    elif PTX > 0:  # a division would cost one instruction more
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [d], dtype=tl.float32, is_pure=True, pack=1
+        )
     else:
         return libdevice.fast_dividef(1.0, d)
 
 
 @triton.jit
-def reciprocal_by_pairs(d):
+def reciprocal_by_pairs(d, PTX: tl.constexpr):
     """One reciprocal for two neighbours: with r = 1 / (d0 d1), 1/d0 = r d1 and 1/d1 = r d0."""
     M: tl.constexpr = d.shape[0]
     N: tl.constexpr = d.shape[1]
     d0, d1 = tl.split(tl.reshape(d, (M, N // 2, 2)))
-    r = reciprocal(d0 * d1)
+    r = reciprocal(d0 * d1, PTX)
     return tl.reshape(tl.join(r * d1, r * d0), (M, N))
 
 
 @triton.jit
-def reciprocal_of_sum(x, Y: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+def reciprocal_of_sum(x, Y: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     """1 / (x + Y); the Newton step of float32 makes up for the rounding of the sum, too."""
     if DTYPE == tl.float32:
-        r = reciprocal(x + Y)
-        return fma(fma(-x, r, fma(r, -Y, 1.0, PACKED), PACKED), r, r, PACKED)
-    elif PACKED:
-        return reciprocal_by_pairs(x + Y)
+        r = reciprocal(x + Y, PTX)
+        return fma(fma(-x, r, fma(r, -Y, 1.0, PTX), PTX), r, r, PTX)
+    elif PTX == 2:
+        return reciprocal_by_pairs(x + Y, PTX)
     else:
-        return reciprocal(x + Y)
+        return reciprocal(x + Y, PTX)
 
 
 @triton.jit
@@ -137,7 +141,7 @@ def cubic_over_n(n, FORMULA: tl.constexpr, LINEAR: tl.constexpr, CUBIC: tl.const
 
 
 @triton.jit
-def exponential(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+def exponential(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     """e = 2^LIFT exp(z). The exact gate in float32 has (1 + STRETCH) z for z: that saves the REST."""
     if DTYPE != tl.float32:
         if FORMULA == "none":
@@ -147,59 +151,59 @@ def exponential(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.conste
     else:
         if FORMULA == "none":
             unit: tl.constexpr = -LN2 / SQUARE_STEP
-            r = fma(n * n, -1 / SQUARE_STEP, ROUND, PACKED)
-            f = fma(n, n, fma(r, SQUARE_STEP, -ROUND * SQUARE_STEP, PACKED), PACKED)
+            r = fma(n * n, -1 / SQUARE_STEP, ROUND, PTX)
+            f = fma(n, n, fma(r, SQUARE_STEP, -ROUND * SQUARE_STEP, PTX), PTX)
         elif FORMULA == "tanh":  # z = CUBIC n (n^2 + 1 / 0.044715) = CUBIC n (s + t), with t what s was rounded by
             unit: tl.constexpr = TANH_CUBIC
-            s = fma(n, n, CUBE_SHIFT, PACKED)
-            t = fma(n, n, CUBE_SHIFT - s, PACKED) + CUBE_SHIFT_REST
-            r = fma(s, n * (1 / CUBE_STEP), ROUND, PACKED)
-            f = fma(n, s, (ROUND - r) * CUBE_STEP, PACKED)
-            f = fma(n, t, fma(ROUND - r, CUBE_STEP_REST, f, PACKED), PACKED)
+            s = fma(n, n, CUBE_SHIFT, PTX)
+            t = fma(n, n, CUBE_SHIFT - s, PTX) + CUBE_SHIFT_REST
+            r = fma(s, n * (1 / CUBE_STEP), ROUND, PTX)
+            f = fma(n, s, (ROUND - r) * CUBE_STEP, PTX)
+            f = fma(n, t, fma(ROUND - r, CUBE_STEP_REST, f, PTX), PTX)
         else:
             unit: tl.constexpr = SIGMOID_LINEAR
-            r = fma(n, 1 / LINE_STEP, ROUND, PACKED)
-            f = fma(ROUND - r, LINE_STEP_REST, fma(ROUND - r, LINE_STEP, n, PACKED), PACKED)
+            r = fma(n, 1 / LINE_STEP, ROUND, PTX)
+            f = fma(ROUND - r, LINE_STEP_REST, fma(ROUND - r, LINE_STEP, n, PTX), PTX)
         exp = (0.00138436301589, 0.0083741751055, 0.0416680033646, 0.166664310352, 0.499999942004, 1.00000003221, 1.0)
         power = (r.to(tl.int32, bitcast=True) << 23) + ((127 + LIFT) << 23)
-        return horner(f, unit, exp, PACKED) * power.to(tl.float32, bitcast=True)
+        return horner(f, unit, exp, PTX) * power.to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def mills(n, PACKED: tl.constexpr):
+def mills(n, PTX: tl.constexpr):
     """m of the exact gate in float32: DOWN BELL exp(-STRETCH z) times Mills' ratio."""
-    t = reciprocal(MILLS_POLE - n)
-    error = fma(n, t, fma(t, -MILLS_POLE, 1.0, PACKED), PACKED)
-    return horner(fma(t, error, t - MILLS_MIDDLE, PACKED), 1.0, (
+    t = reciprocal(MILLS_POLE - n, PTX)
+    error = fma(n, t, fma(t, -MILLS_POLE, 1.0, PTX), PTX)
+    return horner(fma(t, error, t - MILLS_MIDDLE, PTX), 1.0, (
         -0.009161829, 0.0077540902, -0.0009679646, -0.00085517764, -6.420818e-05, 0.00017847735, 0.00011810311,
         4.5345776e-05, 1.2768688e-05, 9.998048e-07,
-    ), PACKED)  # fmt: skip
+    ), PTX)  # fmt: skip
 
 
 @triton.jit
-def gate(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+def gate(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     """e, m, g with C = e m and C' = e g."""
-    e = exponential(n, FORMULA, DTYPE, PACKED)
+    e = exponential(n, FORMULA, DTYPE, PTX)
     if FORMULA == "none":
         stretch: tl.constexpr = STRETCH if DTYPE == tl.float32 else 0.0
-        return e, mills(n, PACKED), fma(n * n, DOWN * BELL * stretch / 2, DOWN * BELL, PACKED)
+        return e, mills(n, PTX), fma(n * n, DOWN * BELL * stretch / 2, DOWN * BELL, PTX)
     else:  # C' = z' C (1 - C)
-        m = reciprocal_of_sum(e, UP, DTYPE, PACKED)
+        m = reciprocal_of_sum(e, UP, DTYPE, PTX)
         return e, m, m * m * cubic_over_n(n, FORMULA, UP, 3 * UP)
 
 
 @triton.jit
-def exact_gate(n, DTYPE: tl.constexpr, PACKED: tl.constexpr):
-    """C in 16 bits, the exponential of its logarithm (and 2^LIFT C in bfloat16; float16 ends before C underflows)."""
+def exact_gate(n, DTYPE: tl.constexpr, PTX: tl.constexpr):
+    """C in 16 bits, the exponential of its logarithm. Where this underflows, gelu(n) is below 2^-120."""
     if DTYPE == tl.float16:
         return tl.exp2(horner(n, 1.0, (
             3.2607313e-05, 0.00075087446, 0.0079566585, 0.05309295, -0.4591118, 1.1510742, -1.0,
-        ), PACKED))  # fmt: skip
+        ), PTX))  # fmt: skip
     else:
         return tl.exp2(horner(n, 1.0, (
             2.841764e-08, 1.7981863e-06, 4.901669e-05, 0.00076050113, 0.007528375, 0.051212553, -0.46196744,
-            1.1497605, 15.0,
-        ), PACKED))  # fmt: skip
+            1.1497605, -1.0,
+        ), PTX))  # fmt: skip
 
 
 @triton.jit
@@ -231,33 +235,31 @@ def negative(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ON_NAN: tl.constexpr
 
 
 @triton.jit
-def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     relu = tl.maximum(u, 0.0, propagate_nan=tl.PropagateNan.ALL)
     n = negative(u, FORMULA, DTYPE, tl.PropagateNan.NONE)  # a NaN in here would spoil the neighbour's reciprocal
-    if FORMULA == "none" and DTYPE == tl.float16:
-        return fma(n, exact_gate(n, DTYPE, PACKED), relu, PACKED)
-    elif FORMULA == "none" and DTYPE == tl.bfloat16:
-        return fma(n * exact_gate(n, DTYPE, PACKED), DOWN, relu, PACKED)
+    if FORMULA == "none" and DTYPE != tl.float32:
+        return fma(n, exact_gate(n, DTYPE, PTX), relu, PTX)
     else:
-        e, m, _ = gate(n, FORMULA, DTYPE, PACKED)
-        return fma(n * e, m, relu, PACKED and DTYPE == tl.float32)
+        e, m, _ = gate(n, FORMULA, DTYPE, PTX)
+        return fma(n * e, m, relu, PTX)
 
 
 @triton.jit
-def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     n = negative(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
     if FORMULA == "none" and DTYPE != tl.float32:
         slope = exact_slope(n, DTYPE)
     else:
-        e, m, g = gate(n, FORMULA, DTYPE, False)
+        e, m, g = gate(n, FORMULA, DTYPE, PTX > 0)
         slope = e * tl.fma(n, g, m)
     return tl.where(u.to(tl.int32, bitcast=True) < 0, slope, 1.0 - slope)  # one test of 32 bits, whatever u was cast from
 
 
 @triton.jit
-def d2gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+def d2gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     n = negative(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
-    e, m, g = gate(n, FORMULA, DTYPE, False)
+    e, m, g = gate(n, FORMULA, DTYPE, PTX > 0)
     if FORMULA == "none":  # C'' = -n C'
         return e * g * tl.fma(-n, n, 2.0)
     else:  # C'' = C' (z'' / z' + z' (1 - 2 C))

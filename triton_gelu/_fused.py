@@ -138,10 +138,7 @@ def target(device: torch.device) -> Target:
     if _seam.INTERPRETED:
         return _launch.INTERPRETER
     properties = torch.get_device_module(device).get_device_properties(device)
-    return Target(
-        processors=properties.multi_processor_count,
-        packed=torch.version.hip is None and getattr(properties, "major", 0) >= 10,
-    )
+    return Target(properties.multi_processor_count, ptx=_seam.ptx())
 
 
 class _Run:

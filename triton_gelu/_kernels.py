@@ -62,7 +62,7 @@ def forward(
     bias_ptr,  # [rows] or [cols]
     y_ptr,  # [batch, rows, cols]
     batch, rows, cols, row_tiles, x_batch, x_row, y_batch, y_row,
-    FORMULA: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
+    FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, BATCHED: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
     """y = gelu(x + bias), one tile a program."""
@@ -84,7 +84,7 @@ def forward(
     x_tile = tile(x_ptr, b, top, left, row, col, x_batch, x_row, ALIGN)
     y_tile = tile(y_ptr, b, top, left, row, col, y_batch, y_row, ALIGN)
     u = load(x_tile, inside) + load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
-    store(y_tile, gelu(u, FORMULA, y_ptr.dtype.element_ty, PACKED), inside)
+    store(y_tile, gelu(u, FORMULA, y_ptr.dtype.element_ty, PTX), inside)
 
 
 @triton.jit(do_not_specialize=BACKWARD_INTEGERS)
@@ -99,7 +99,7 @@ def backward(
     partial_ptr,  # [slabs, rows] or [slabs, cols]
     batch, rows, cols, segments, slab_batches, slab_steps,
     dy_batch, dy_row, v_batch, v_row, x_batch, x_row, dx_batch, dx_row,
-    FORMULA: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
+    FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
 ):  # fmt: skip
@@ -144,13 +144,13 @@ def backward(
             u = load(x_tile, inside) + bias
             dy = load(dy_tile, inside)
             if v_ptr is None:
-                dx = dy * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
+                dx = dy * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PTX)
             else:
                 v = load(v_tile, inside) + vbias
-                dx = v * dy * d2gelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
+                dx = v * dy * d2gelu(u, FORMULA, dx_ptr.dtype.element_ty, PTX)
                 v_tile += v_row.to(index) * (DOWN * ALIGN) + RIGHT
             if NEEDS_DY:
-                ddy = v * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PACKED)
+                ddy = v * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PTX)
                 store(ddy_tile, ddy, inside)
                 ddy_tile += dx_row.to(index) * (DOWN * ALIGN) + RIGHT
             if NEEDS_X:

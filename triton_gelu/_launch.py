@@ -27,12 +27,12 @@ PARTIAL_SHARE = 0.02  # most of the traffic of a backward pass that partial sums
 class Target:
     """What a plan needs to know of a device.
 
-    `processors` is the number of multiprocessors (compute units), `packed` whether two fp32 operations fit in one
-    instruction (NVIDIA sm_100 and newer), and `tile_scale` enlarges tiles where a program costs more than its elements.
+    `processors` is the number of multiprocessors (compute units), `ptx` how much of NVIDIA's own instructions pays (see
+    `_formulas`), and `tile_scale` enlarges tiles where a program costs more than its elements.
     """
 
     processors: int
-    packed: bool = False
+    ptx: int = 0
     tile_scale: int = 1
 
 
@@ -167,7 +167,7 @@ def _constants(
     return (
         ("FORMULA", formula),
         ("BIAS", matrices.bias),
-        ("PACKED", target.packed and align > 1),  # pairs are neighbours of one thread
+        ("PTX", target.ptx if align > 1 else min(target.ptx, 1)),  # pairs are neighbours of one thread
         ("ALIGN", align),
         ("WIDE", matrices.cols + block_cols >= 2**31 or block_rows * widest >= 2**31),
         ("BLOCK_ROWS", block_rows),

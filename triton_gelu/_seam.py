@@ -106,3 +106,9 @@ def triton_drives(device_type: str) -> bool:
         return device_type == "cuda" or bool(active.get_active_torch_device().type == device_type)
     except RuntimeError:  # no driver is active
         return False
+
+
+def ptx() -> int:
+    """How much of NVIDIA's own instructions pays on the active driver's device (see `_formulas`)."""
+    target = kernels.triton.runtime.driver.active.get_current_target()
+    return 0 if target.backend != "cuda" else 2 if target.arch >= 100 else 1
