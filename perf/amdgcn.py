@@ -121,8 +121,8 @@ class Amdgcn:
     def ends(self, instruction: Instruction) -> bool:
         return instruction.opcode == "s_endpgm"
 
-    def skips(self, instruction: Instruction) -> bool:
-        return instruction.opcode == "s_cbranch_execz"
+    def assumed(self, instruction: Instruction) -> bool | None:
+        return {"s_cbranch_execz": False, "s_cbranch_execnz": True}.get(instruction.opcode)
 
     def holds(self, guard: str, state: State) -> bool | None:
         words = [state.get(name) for name in registers_of(guard.removeprefix("!"))]

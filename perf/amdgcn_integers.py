@@ -1,10 +1,11 @@
 """The integers that AMD's scalar unit computes: enough of them to know how branches go.
 
-What the vector unit computes is unknown, but for the steps of an integer division of scalars, which it takes part in.
+What the vector unit computes is unknown, but for comparisons and divisions of scalars, which it takes part in.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from perf.machine import Instruction, State, Word
 
 MASK = 2**32 - 1
+EVERY_LANE = 2**64 - 1
 
 _REGISTER = re.compile(
     r"(?P<file>[sv])(?:(?P<one>\d+)|\[(?P<first>\d+):(?P<last>\d+)\])$|(?P<mask>vcc|exec)(?P<half>_lo|_hi)?$"
 )
 _SCALAR = re.compile(r"s_(?P<name>\w+?)_(?P<kind>[biu])(?P<bits>32|64)$")
+_VECTOR_COMPARISON = re.compile(r"v_cmp_(?P<relation>eq|ne|lt|le|gt|ge)_(?P<kind>[iu])(?P<bits>32|64)")
 _NOT_KNOWN: Mapping[str, Word] = {}
 
 
@@ -52,14 +55,19 @@ def meaning_of(instruction: Instruction) -> Callable[[State], Mapping[str, Word]
 
     def meaning(state: State) -> Mapping[str, Word]:
         values = [_value(each, bits, state) for each in sources]
+        if name.endswith("saveexec"):
+            return _save_mask(name, results, values[0], state)
         known = [value for value in values if value is not None]
+        if name == "or" and (1 << bits) - 1 in known:  # lanes are given back, whichever were missing
+            return {**_words(results, EVERY_LANE), "scc": 1}
         if len(known) < len(values):
             return _NOT_KNOWN
-        if name.endswith("saveexec"):
-            return _save_mask(name, results, known[0], state)
         if name in ("cselect", "addc", "subb") and state.get("scc") is None:
             return _NOT_KNOWN
         numbers = [_signed(value, bits) if signed else value for value in known]
+        relation = _RELATIONS.get(name.removeprefix("cmp_"))
+        if relation is not None:
+            return {"scc": int(relation(*numbers))}
         compute = _COMPUTE.get(name)
         if compute is None:
             return _NOT_KNOWN
@@ -100,10 +108,12 @@ def _load(operands: Sequence[str], state: State) -> Mapping[str, Word]:
     return {name: state.get(f"[{base + offset + 4 * i}]") for i, name in enumerate(registers_of(operands[0]))}
 
 
-def _save_mask(name: str, saved: Sequence[str], mask: int, state: State) -> Mapping[str, Word]:
+def _save_mask(name: str, saved: Sequence[str], mask: Word, state: State) -> Mapping[str, Word]:
     before = _value("exec", 64, state)
     if before is None:
         return _NOT_KNOWN
+    if mask is None:
+        return _words(saved, before)
     after = {
         "and": mask & before, "or": mask | before, "andn2": mask & ~before, "xor": mask ^ before,
     }.get(name.removesuffix("_saveexec"))  # fmt: skip
@@ -113,13 +123,22 @@ def _save_mask(name: str, saved: Sequence[str], mask: int, state: State) -> Mapp
 
 
 def _vector(opcode: str, operands: Sequence[str], state: State) -> Mapping[str, Word]:
-    """Moves of scalars, and the approximate reciprocal that an integer division starts from."""
-    values = [_value(each, 32, state) for each in operands[1:]]
-    compute = next((each for name, each in _VECTOR.items() if opcode.startswith(name)), None)
+    """Moves, comparisons and choices of scalars, and the reciprocal that an integer division starts from."""
+    if opcode.startswith("v_cndmask_b32"):
+        choices: dict[Word, str] = {0: operands[1], EVERY_LANE: operands[2]}
+        chosen = _value(choices.get(_value(operands[3], 64, state), ""), 32, state)
+        return _NOT_KNOWN if chosen is None else _words(registers_of(operands[0]), chosen)
+    compared = _VECTOR_COMPARISON.match(opcode)
+    bits = 64 if (compared and compared["bits"] == "64") or "_b64" in opcode else 32
+    values = [_value(each, bits, state) for each in operands[1:]]
     known = [value for value in values if value is not None]
-    if compute is None or len(known) < len(values):
+    if len(known) < len(values):
         return _NOT_KNOWN
-    return _words(registers_of(operands[0]), compute(*known))
+    if compared:
+        a, b = (_signed(value, bits) if compared["kind"] == "i" else value for value in known)
+        return _words(registers_of(operands[0]), EVERY_LANE if _RELATIONS[compared["relation"]](a, b) else 0)
+    compute = next((each for name, each in _VECTOR.items() if opcode.startswith(name)), None)
+    return _NOT_KNOWN if compute is None else _words(registers_of(operands[0]), compute(*known))
 
 
 def _add(values: Sequence[int], bits: int, carry: int) -> tuple[int, Word]:
@@ -146,6 +165,10 @@ def _most(values: Sequence[int], bits: int, carry: int) -> tuple[int, Word]:
     return max(values), int(values[0] >= values[1])
 
 
+_RELATIONS: Mapping[str, Callable[[int, int], bool]] = {
+    "eq": operator.eq, "lg": operator.ne, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt,
+    "ge": operator.ge,
+}  # fmt: skip
 _Compute = Callable[[Sequence[int], int, int], tuple[int, Word]]
 _COMPUTE: Mapping[str, _Compute] = {
     "mov": lambda v, bits, scc: (v[0], scc),
@@ -176,18 +199,12 @@ _COMPUTE: Mapping[str, _Compute] = {
     "min": _least,
     "max": _most,
     "cselect": lambda v, bits, scc: (v[0] if scc else v[1], scc),
-    "cmp_eq": lambda v, bits, scc: (0, int(v[0] == v[1])),
-    "cmp_lg": lambda v, bits, scc: (0, int(v[0] != v[1])),
-    "cmp_lt": lambda v, bits, scc: (0, int(v[0] < v[1])),
-    "cmp_le": lambda v, bits, scc: (0, int(v[0] <= v[1])),
-    "cmp_gt": lambda v, bits, scc: (0, int(v[0] > v[1])),
-    "cmp_ge": lambda v, bits, scc: (0, int(v[0] >= v[1])),
     "bitcmp0": lambda v, bits, scc: (0, int(not v[0] >> v[1] & 1)),
     "bitcmp1": lambda v, bits, scc: (0, v[0] >> v[1] & 1),
 }
 _VECTOR: Mapping[str, Callable[..., int]] = {
     "v_readfirstlane_b32": lambda word: word,
-    "v_mov_b32": lambda word: word,
+    "v_mov_b": lambda word: word,
     "v_cvt_f32_u32": lambda word: _bits(float(word)),
     "v_rcp_": lambda word: _bits(1 / _float(word)),
     "v_mul_f32": lambda a, b: _bits(_float(a) * _float(b)),

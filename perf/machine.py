@@ -60,8 +60,8 @@ class InstructionSet(Protocol):
     def ends(self, instruction: Instruction) -> bool:
         """Whether a thread ends here."""
 
-    def skips(self, instruction: Instruction) -> bool:
-        """Whether a branch only jumps over what no thread of the warp would do."""
+    def assumed(self, instruction: Instruction) -> bool | None:
+        """Which way an unknown branch goes if it asks for any thread that is active; `None`: threads may part."""
 
     def heading(self, instruction: Instruction) -> str:
         """What an instruction is counted as, for people to read."""
@@ -167,6 +167,9 @@ def walk(code: Code, program_id: tuple[int, int, int] = (0, 0, 0)) -> Walk:
                 break
             instruction = code.instructions[here]
             holds = code.isa.holds(instruction.guard, state)
+            if holds is None and instruction.target is not None:
+                parted.add(here)
+                holds = code.isa.assumed(instruction)
             here += 1
             if instruction.target is None and here - 1 not in code.ends:
                 _apply(code.effects[here - 1], state, holds)
@@ -176,9 +179,6 @@ def walk(code: Code, program_id: tuple[int, int, int] = (0, 0, 0)) -> Walk:
             elif holds:
                 following = instruction.target
             elif holds is None:
-                parted.add(here - 1)
-                if code.isa.skips(instruction):
-                    continue
                 if instruction.target < here:
                     raise Untraceable(f"the length of a loop is unknown: {instruction}")
                 _join(paths, instruction.target, dict(state))

@@ -125,8 +125,8 @@ class Sass:
     def ends(self, instruction: Instruction) -> bool:
         return _name(instruction.opcode) in _ENDS
 
-    def skips(self, instruction: Instruction) -> bool:
-        return False
+    def assumed(self, instruction: Instruction) -> bool | None:
+        return None
 
     def holds(self, guard: str, state: State) -> bool | None:
         word = predicate(guard or TRUE[0], state)

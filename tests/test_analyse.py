@@ -32,8 +32,8 @@ ELF = """
 """
 
 # Counted by hand, with 3 for the second argument:
-#   before the loop  6: IMAD, S2R, MOV, ISETP, ISETP and the BRA, which is issued though P1 is true and it is not taken
-#   in the loop      7, three times: CS2R, LDG, FADD, MUFU, IADD3, ISETP, BRA; the LDG is issued whatever lanes P0 leaves
+#   before the loop  6: IMAD, S2R, MOV, ISETP, ISETP and the BRA, which is issued though it is not taken (P1 is true)
+#   in the loop      7, three times: CS2R, LDG, FADD, MUFU, IADD3, ISETP, BRA; the LDG is issued for any lanes
 #   after it         3: the EXIT ends only the lanes with P0, the STG and the last EXIT are issued for the others
 # The branch to itself and the NOP behind it are padding.
 #   integer 9 = IMAD + 2 ISETP + 3 (IADD3 + ISETP)    alu 4 = MOV + 3 CS2R    memory 5 = S2R + 3 LDG + STG
@@ -101,7 +101,7 @@ AMD_LOOP = """
 TTIR = """
   tt.func public @toy(%x: !tt.ptr<bf16> {tt.divisibility = 16 : i32} loc("x"), %y: !tt.ptr<f32> loc("y"), %n: i32) {
     %0 = tt.splat %x : !tt.ptr<bf16> -> tensor<8x!tt.ptr<bf16>> loc(#loc)
-    %1:2 = scf.for %i = %c0 to %n step %c1 iter_args(%total = %zero, %p = %0) -> (tensor<8xf32>, tensor<8x!tt.ptr<bf16>>) {
+    %1:2 = scf.for %i = %c0 to %n step %c1 iter_args(%total = %zero, %p = %0) -> (f32, tensor<8x!tt.ptr<bf16>>) {
       %2 = tt.addptr %p, %i : tensor<8x!tt.ptr<bf16>>, tensor<8xi32> loc(#loc)
       %3 = tt.load %2, %mask, %other : tensor<8x!tt.ptr<bf16>> loc(#loc)
     }

@@ -5,8 +5,10 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from triton_gelu import GELU, BiasGELU, bias_gelu, gelu
+from triton_gelu import GELU, MLP, BiasGELU, Conv1dGELU, Conv2dGELU, LinearGELU, bias_gelu, gelu
 
 
 def test_gelu_is_the_function(device: str) -> None:
@@ -35,14 +37,139 @@ def test_the_bias_has_the_device_and_type_asked_for() -> None:
     assert list(layer.state_dict()) == ["bias"]
 
 
-@pytest.mark.parametrize("layer", [GELU("none"), BiasGELU(8)], ids=repr)
+@pytest.mark.parametrize("layer", [GELU("none"), BiasGELU(8), LinearGELU(8, 4), MLP(8, 4, recompute=True)], ids=repr)
 def test_layers_can_be_copied_and_pickled(layer: torch.nn.Module) -> None:
     x = torch.randn(4, 8)
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(twin(x), layer(x))
 
 
-@pytest.mark.parametrize("make", [lambda: GELU("erf"), lambda: BiasGELU(8, approximate="erf")])  # type: ignore[arg-type]
+UNKNOWN = {
+    "GELU": lambda: GELU("erf"),  # type: ignore[arg-type]
+    "BiasGELU": lambda: BiasGELU(8, approximate="erf"),  # type: ignore[arg-type]
+    "LinearGELU": lambda: LinearGELU(8, 8, approximate="erf"),  # type: ignore[arg-type]
+    "Conv1dGELU": lambda: Conv1dGELU(8, 8, 3, approximate="erf"),  # type: ignore[arg-type]
+    "Conv2dGELU": lambda: Conv2dGELU(8, 8, 3, approximate="erf"),  # type: ignore[arg-type]
+    "MLP": lambda: MLP(8, approximate="erf"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("make", UNKNOWN.values(), ids=UNKNOWN)
 def test_an_unknown_formula_is_refused_when_the_layer_is_made(make: object) -> None:
     with pytest.raises(ValueError, match="approximate must be one of 'tanh', 'none', 'sigmoid', got 'erf'"):
         make()  # type: ignore[operator]
+
+
+TWINS = {
+    "linear": (LinearGELU(6, 8, approximate="none"), nn.Linear(6, 8), (5, 6)),
+    "linear without a bias": (LinearGELU(6, 8, False, approximate="none"), nn.Linear(6, 8, False), (2, 5, 6)),
+    "conv1d": (Conv1dGELU(6, 8, 3, 2, 1, approximate="none"), nn.Conv1d(6, 8, 3, 2, 1), (2, 6, 9)),
+    "conv1d of one sample": (Conv1dGELU(6, 8, 3, approximate="none"), nn.Conv1d(6, 8, 3), (6, 9)),
+    "conv1d in a circle": (
+        Conv1dGELU(6, 8, 3, padding="same", padding_mode="circular", bias=False, approximate="none"),
+        nn.Conv1d(6, 8, 3, padding="same", padding_mode="circular", bias=False),
+        (2, 6, 9),
+    ),
+    "conv2d": (Conv2dGELU(6, 8, (3, 2), groups=2, approximate="none"), nn.Conv2d(6, 8, (3, 2), groups=2), (2, 6, 5, 4)),
+    "conv2d of one sample": (Conv2dGELU(6, 8, 3, approximate="none"), nn.Conv2d(6, 8, 3), (6, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("what", TWINS)
+def test_a_fused_layer_is_its_parent_and_gelu(what: str, device: str) -> None:
+    layer, parent, shape = (copy.deepcopy(part) for part in TWINS[what])
+    layer.to(device)
+    parent.to(device).load_state_dict(layer.state_dict())
+    x = torch.randn(shape, device=device)
+    y, expected = layer(x), F.gelu(parent(x))
+    torch.testing.assert_close(y, expected)
+    dy = torch.randn_like(y)
+    for ours, theirs in zip(
+        torch.autograd.grad(y, list(layer.parameters()), dy),
+        torch.autograd.grad(expected, list(parent.parameters()), dy),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", TWINS)
+def test_a_fused_layer_passes_for_its_parent(what: str) -> None:
+    layer, parent, _ = TWINS[what]
+    assert isinstance(layer, type(parent))
+    assert list(layer.state_dict()) == list(parent.state_dict())
+    assert (
+        repr(layer) == repr(parent).replace(type(parent).__name__, type(layer).__name__)[:-1] + ", approximate='none')"
+    )
+
+
+def test_a_fused_layer_starts_as_its_parent_does() -> None:
+    for ours, theirs in ((LinearGELU, nn.Linear), (Conv1dGELU, nn.Conv1d), (Conv2dGELU, nn.Conv2d)):
+        layers = []
+        for kind in (ours, theirs):
+            torch.manual_seed(1)
+            layers.append(kind(4, 6) if theirs is nn.Linear else kind(4, 6, 3))
+        for ours_, theirs_ in zip(*(layer.parameters() for layer in layers), strict=True):
+            assert torch.equal(ours_, theirs_)
+
+
+def test_an_mlp_is_two_linear_maps_and_gelu(device: str) -> None:
+    mlp = MLP(6, approximate="none", device=device)
+    x = torch.randn(5, 6, device=device)
+    hidden = F.gelu(F.linear(x, mlp.fc1.weight, mlp.fc1.bias))
+    torch.testing.assert_close(mlp(x), F.linear(hidden, mlp.fc2.weight, mlp.fc2.bias))
+    assert [(name, tuple(p.shape)) for name, p in mlp.named_parameters()] == [
+        ("fc1.weight", (24, 6)),
+        ("fc1.bias", (24,)),
+        ("fc2.weight", (6, 24)),
+        ("fc2.bias", (6,)),
+    ]
+
+
+def saved_bytes(module: nn.Module, x: Tensor) -> int:
+    """What autograd keeps of a forward pass, but for parameters."""
+    parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = module(x)
+    del y
+    return sum(saved.values())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputing_saves_the_hidden_activation_and_changes_no_bit(
+    dtype: torch.dtype, bias: bool, device: str
+) -> None:
+    plain = MLP(6, 32, bias=bias, device=device, dtype=dtype)
+    frugal = MLP(6, 32, bias=bias, recompute=True, device=device, dtype=dtype)
+    frugal.load_state_dict(plain.state_dict())
+    x = torch.randn(3, 5, 6, device=device, dtype=dtype, requires_grad=True)
+    results = []
+    for mlp in (plain, frugal):
+        y = mlp(x)
+        dy = torch.linspace(-1, 1, y.numel(), device=device, dtype=dtype).view_as(y)
+        results.append([y, *torch.autograd.grad(y, [x, *mlp.parameters()], dy)])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+    assert saved_bytes(plain, x) - saved_bytes(frugal, x) == 3 * 5 * 32 * dtype.itemsize
+
+
+def test_recomputing_calls_a_hooked_layer(device: str) -> None:
+    plain, frugal = MLP(6, device=device), MLP(6, recompute=True, device=device)
+    frugal.load_state_dict(plain.state_dict())
+    x = torch.randn(5, 6, device=device)
+    for mlp in (plain, frugal):
+        mlp.fc1.register_forward_hook(lambda layer, args, hidden: 2 * hidden)
+        mlp(x).sum().backward()
+    assert torch.equal(plain(x), frugal(x))
+    for ours, theirs in zip(plain.parameters(), frugal.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)

@@ -33,9 +33,10 @@ SIGMOID_LINEAR = tl.constexpr(1.702)
 BELL = tl.constexpr(1 / math.sqrt(2 * math.pi))
 
 # e carries a factor UP = 2^LIFT, m and g carry DOWN, so that no factor underflows before the result does.
-LIFT = tl.constexpr(16)
+LIFT = tl.constexpr(16.0)
 UP = tl.constexpr(2.0**LIFT.value)
 DOWN = tl.constexpr(2.0**-LIFT.value)
+UP_BITS = tl.constexpr((127 + int(LIFT.value)) << 23)
 
 
 def _cubic_root(linear: float, cubic: float, value: float) -> float:
@@ -87,6 +88,11 @@ def fma(x, y, z, PTX: tl.constexpr):
 
 
 @triton.jit
+def mul(x, y, PTX: tl.constexpr):
+    return fma(x, y, -0.0, PTX)
+
+
+@triton.jit
 def horner(x, SCALE: tl.constexpr, coefficients, PTX: tl.constexpr):
     """The polynomial in SCALE x, highest power first."""
     degree: tl.constexpr = len(coefficients) - 1
@@ -126,16 +132,16 @@ def reciprocal_of_sum(x, Y: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
         r = reciprocal(x + Y, PTX)
         return fma(fma(-x, r, fma(r, -Y, 1.0, PTX), PTX), r, r, PTX)
     elif PTX == 2:
-        return reciprocal_by_pairs(x + Y, PTX)
+        return reciprocal_by_pairs(fma(x, 1.0, Y, PTX), PTX)
     else:
         return reciprocal(x + Y, PTX)
 
 
 @triton.jit
-def cubic_over_n(n, FORMULA: tl.constexpr, LINEAR: tl.constexpr, CUBIC: tl.constexpr):
+def cubic_over_n(n, FORMULA: tl.constexpr, LINEAR: tl.constexpr, CUBIC: tl.constexpr, PTX: tl.constexpr):
     """LINEAR p + CUBIC q n^2, of z = p n + q n^3: with (1, 1) z / n, with (1, 3) z', with (2, 12) 2 z' + n z''."""
     if FORMULA == "tanh":
-        return tl.fma(n * n, TANH_CUBIC * CUBIC, TANH_LINEAR * LINEAR)
+        return fma(mul(n, n, PTX), TANH_CUBIC * CUBIC, TANH_LINEAR * LINEAR, PTX)
     else:
         return SIGMOID_LINEAR * LINEAR
 
@@ -147,7 +153,7 @@ def exponential(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
         if FORMULA == "none":
             return tl.exp2(tl.fma(n * n, -0.5 / LN2, LIFT))
         else:
-            return tl.exp2(tl.fma(n, cubic_over_n(n, FORMULA, 1 / LN2, 1 / LN2), LIFT))
+            return tl.exp2(fma(n, cubic_over_n(n, FORMULA, 1 / LN2, 1 / LN2, PTX), LIFT, PTX))
     else:
         if FORMULA == "none":
             unit: tl.constexpr = -LN2 / SQUARE_STEP
@@ -165,7 +171,7 @@ def exponential(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
             r = fma(n, 1 / LINE_STEP, ROUND, PTX)
             f = fma(ROUND - r, LINE_STEP_REST, fma(ROUND - r, LINE_STEP, n, PTX), PTX)
         exp = (0.00138436301589, 0.0083741751055, 0.0416680033646, 0.166664310352, 0.499999942004, 1.00000003221, 1.0)
-        power = (r.to(tl.int32, bitcast=True) << 23) + ((127 + LIFT) << 23)
+        power = (r.to(tl.int32, bitcast=True) << 23) + UP_BITS
         return horner(f, unit, exp, PTX) * power.to(tl.float32, bitcast=True)
 
 
@@ -189,7 +195,7 @@ def gate(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
         return e, mills(n, PTX), fma(n * n, DOWN * BELL * stretch / 2, DOWN * BELL, PTX)
     else:  # C' = z' C (1 - C)
         m = reciprocal_of_sum(e, UP, DTYPE, PTX)
-        return e, m, m * m * cubic_over_n(n, FORMULA, UP, 3 * UP)
+        return e, m, m * m * cubic_over_n(n, FORMULA, UP, 3 * UP, PTX)
 
 
 @triton.jit
@@ -242,7 +248,7 @@ def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
         return fma(n, exact_gate(n, DTYPE, PTX), relu, PTX)
     else:
         e, m, _ = gate(n, FORMULA, DTYPE, PTX)
-        return fma(n * e, m, relu, PTX)
+        return fma(mul(n, e, PTX), m, relu, PTX)
 
 
 @triton.jit
@@ -263,6 +269,6 @@ def d2gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     if FORMULA == "none":  # C'' = -n C'
         return e * g * tl.fma(-n, n, 2.0)
     else:  # C'' = C' (z'' / z' + z' (1 - 2 C))
-        slope = cubic_over_n(n, FORMULA, 1, 3)
-        bend = tl.fma(n * slope * slope, (UP - e) * m, cubic_over_n(n, FORMULA, 2, 12))
+        slope = cubic_over_n(n, FORMULA, 1, 3, 0)
+        bend = tl.fma(n * slope * slope, (UP - e) * m, cubic_over_n(n, FORMULA, 2, 12, 0))
         return e * (m * (m * UP) * bend)

@@ -53,7 +53,7 @@ class Symbolic(Matrices):
     """Matrices whose sizes may be symbols."""
 
     def alignment(self, widest: int) -> int:
-        """The largest power of two that is known to divide the width and every stride, whatever the symbols stand for."""
+        """The largest power of two that divides the width and every stride, whatever the symbols stand for."""
         sizes = [self.cols, *(stride for pair in self.strides for stride in pair)]
         while not all(statically_known_true(size % widest == 0) for size in sizes):
             widest //= 2

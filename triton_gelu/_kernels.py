@@ -18,10 +18,15 @@ BACKWARD_INTEGERS = [
 
 
 @triton.jit
-def tile(ptr, batch, top, left, row, col, batch_stride, row_stride, ALIGN: tl.constexpr):
-    """Pointers to a tile: its corner is 64 bits away, for tensors of any size; `row` and `col` count from there."""
-    corner = (tl.cast(batch, tl.int64) * batch_stride + tl.cast(top, tl.int64) * row_stride) * ALIGN + left
-    return ptr + corner + ((row * (row_stride * ALIGN))[:, None] + col[None, :])
+def corner(ptr, batch, top, left, batch_stride, row_stride, ALIGN: tl.constexpr):
+    """Where a tile begins: 64 bits away, for tensors of any size."""
+    return ptr + ((tl.cast(batch, tl.int64) * batch_stride + tl.cast(top, tl.int64) * row_stride) * ALIGN + left)
+
+
+@triton.jit
+def within(row, col, row_stride, ALIGN: tl.constexpr):
+    """The elements of a tile, counted from its corner."""
+    return (row * (row_stride * ALIGN))[:, None] + col[None, :]
 
 
 @triton.jit
@@ -81,10 +86,10 @@ def forward(
     col = tl.arange(0, BLOCK_COLS).to(index)
     inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
 
-    x_tile = tile(x_ptr, b, top, left, row, col, x_batch, x_row, ALIGN)
-    y_tile = tile(y_ptr, b, top, left, row, col, y_batch, y_row, ALIGN)
-    u = load(x_tile, inside) + load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
-    store(y_tile, gelu(u, FORMULA, y_ptr.dtype.element_ty, PTX), inside)
+    x_tile = corner(x_ptr, b, top, left, x_batch, x_row, ALIGN)
+    y_tile = corner(y_ptr, b, top, left, y_batch, y_row, ALIGN)
+    u = load(x_tile + within(row, col, x_row, ALIGN), inside) + load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
+    store(y_tile + within(row, col, y_row, ALIGN), gelu(u, FORMULA, y_ptr.dtype.element_ty, PTX), inside)
 
 
 @triton.jit(do_not_specialize=BACKWARD_INTEGERS)
@@ -101,7 +106,7 @@ def backward(
     dy_batch, dy_row, v_batch, v_row, x_batch, x_row, dx_batch, dx_row,
     FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
-    NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
+    ALIKE: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """dx = dy * gelu'(u), u = x + bias, and its sums, in one pass; the second time, with v += vbias, the gradients of that:
     ddy = v * gelu'(u), dx = v * dy * gelu''(u) and its sums.
@@ -111,6 +116,8 @@ def backward(
     """
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     cols = cols.to(index) * ALIGN
+    if ALIKE:  # then offsets are computed once
+        dy_batch, dy_row, v_batch, v_row, dx_batch, dx_row = x_batch, x_row, x_batch, x_row, x_batch, x_row
     slab = tl.program_id(1)
     first_batch = slab // segments * slab_batches
     row = tl.arange(0, BLOCK_ROWS).to(index)
@@ -130,38 +137,31 @@ def backward(
 
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for b in range(first_batch, tl.minimum(first_batch + slab_batches, batch)):
-        rows_left = rows - top
-        cols_left = cols - left
-        dy_tile = tile(dy_ptr, b, top, left, row, col, dy_batch, dy_row, ALIGN)
-        x_tile = tile(x_ptr, b, top, left, row, col, x_batch, x_row, ALIGN)
-        dx_tile = tile(dx_ptr, b, top, left, row, col, dx_batch, dx_row, ALIGN)
+        dy_tile = corner(dy_ptr, b, top, left, dy_batch, dy_row, ALIGN)
+        x_tile = corner(x_ptr, b, top, left, x_batch, x_row, ALIGN)
+        dx_tile = corner(dx_ptr, b, top, left, dx_batch, dx_row, ALIGN)
         if v_ptr is not None:
-            v_tile = tile(v_ptr, b, top, left, row, col, v_batch, v_row, ALIGN)
+            v_tile = corner(v_ptr, b, top, left, v_batch, v_row, ALIGN)
         if NEEDS_DY:
-            ddy_tile = tile(ddy_ptr, b, top, left, row, col, dx_batch, dx_row, ALIGN)
-        for _ in range(steps):
-            inside = (row < rows_left)[:, None] & (col < cols_left)[None, :]
-            u = load(x_tile, inside) + bias
-            dy = load(dy_tile, inside)
+            ddy_tile = corner(ddy_ptr, b, top, left, dx_batch, dx_row, ALIGN)
+        for step in range(steps):
+            r = row + step * DOWN
+            c = col + step * RIGHT
+            inside = (r < rows - top)[:, None] & (c < cols - left)[None, :]
+            u = load(x_tile + within(r, c, x_row, ALIGN), inside) + bias
+            dy = load(dy_tile + within(r, c, dy_row, ALIGN), inside)
             if v_ptr is None:
                 dx = dy * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PTX)
             else:
-                v = load(v_tile, inside) + vbias
+                v = load(v_tile + within(r, c, v_row, ALIGN), inside) + vbias
                 dx = v * dy * d2gelu(u, FORMULA, dx_ptr.dtype.element_ty, PTX)
-                v_tile += v_row.to(index) * (DOWN * ALIGN) + RIGHT
             if NEEDS_DY:
                 ddy = v * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PTX)
-                store(ddy_tile, ddy, inside)
-                ddy_tile += dx_row.to(index) * (DOWN * ALIGN) + RIGHT
+                store(ddy_tile + within(r, c, dx_row, ALIGN), ddy, inside)
             if NEEDS_X:
-                store(dx_tile, dx, inside)
+                store(dx_tile + within(r, c, dx_row, ALIGN), dx, inside)
             if NEEDS_BIAS:
                 total += dx
-            rows_left -= DOWN
-            cols_left -= RIGHT
-            dy_tile += dy_row.to(index) * (DOWN * ALIGN) + RIGHT
-            x_tile += x_row.to(index) * (DOWN * ALIGN) + RIGHT
-            dx_tile += dx_row.to(index) * (DOWN * ALIGN) + RIGHT
 
     if NEEDS_BIAS:
         if BIAS == "rows":

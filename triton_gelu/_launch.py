@@ -117,6 +117,7 @@ def backward(
             *_strides(matrices, align),
         ),
         constants=_constants(matrices, formula, target, align, block_rows, block_cols)
+        + (("ALIKE", all(pair == matrices.strides[0] for pair in matrices.strides)),)
         + (("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias)),
     )  # fmt: skip
     return Backward(walk, slabs, finish(slabs, matrices.bias_size) if needs_bias and slabs > 1 else None)

@@ -1,7 +1,7 @@
 """The operators that PyTorch sees where it wants one: under a compiler, in a mode, in a sharded tensor.
 
-`torch.ops.triton_gelu.forward`, `backward` and `double_backward` take the fastest road in eager mode, on every device. A
-compiler looks into them: on a GPU it finds the kernels, elsewhere plain PyTorch, which it fuses with its neighbours.
+`torch.ops.triton_gelu.forward`, `backward` and `double_backward` take the fastest road in eager mode, on every device.
+A compiler looks into them: on a GPU it finds the kernels, elsewhere plain PyTorch, which it fuses with its neighbours.
 An output that is not needed is an empty tensor.
 """
 

@@ -1,4 +1,4 @@
-"""How DTensor shards the operators: all are pointwise in x; a gradient of the bias is a sum over everything but `dim`."""
+"""How DTensor shards the operators: all are pointwise in x; the gradient of the bias is a sum over all but `dim`."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _reduce(du: Tensor, bias: Tensor | None, dim: int) -> Tensor | None:
 
 
 def _value(u: Tensor, approximate: str) -> Tensor:
-    if torch.compiler.is_dynamo_compiling():  # which refuses functions with a forward mode, and differentiates this right
+    if torch.compiler.is_dynamo_compiling():  # it refuses functions with a forward mode, and differentiates formulas
         erfc = approximate == "none"
         return u * (torch.erfc(u * -math.sqrt(0.5)) * 0.5) if erfc else _reference.gelu(u, approximate)
     value: Tensor = _Value.apply(u, approximate)

@@ -1,0 +1,482 @@
+"""bias_gelu inside the rest of PyTorch. A test is a row of the README's table; its columns are the ways to call."""
+
+from __future__ import annotations
+
+import copy
+import io
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils.checkpoint import checkpoint
+
+from triton_gelu import GELU, BiasGELU, _seam, bias_gelu
+
+Function = Callable[..., Any]
+
+
+def plain(x: Tensor, bias: Tensor) -> Tensor:
+    """What a user of PyTorch would write."""
+    return F.gelu(x + bias, approximate="tanh").to(x.dtype)
+
+
+def compiled(function: Function, backend: str = "aot_eager", **options: Any) -> Function:
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=True, backend=backend, **options)
+
+
+WAYS: dict[str, Callable[[Function], Function]] = {
+    "eager": lambda function: function,
+    "compiled": compiled,
+    "functorch": lambda function: vmap(function, (0, None)),
+}
+every_way = pytest.mark.parametrize("way", WAYS)
+eager_or_compiled = pytest.mark.parametrize("way", ["eager", "compiled"])
+
+
+@pytest.fixture(autouse=True, params=["kernels", "plain road"])
+def _road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything holds on the road of the kernels, and on that of a machine without Triton."""
+    if request.param != "kernels":
+        monkeypatch.setattr(_seam, "triton_drives", lambda device_type: False)
+
+
+def inputs(device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    x, bias = torch.randn(3, 4, 8, device=device, dtype=dtype), torch.randn(8, device=device, dtype=dtype)
+    return x.requires_grad_(), bias.requires_grad_()
+
+
+def loss_and_gradients(function: Function, *args: Tensor) -> list[Tensor]:
+    value = function(*args).float().square().sum()
+    return [value.detach(), *torch.autograd.grad(value, [a for a in args if a.requires_grad])]
+
+
+def assert_same(ours: Any, theirs: Any, rtol: float = 1e-4, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
+
+
+@every_way
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)], ids=str)
+def test_gradients(way: str, needs: tuple[bool, bool], device: str) -> None:
+    args = [t.detach().requires_grad_(need) for t, need in zip(inputs(device), needs, strict=True)]
+    assert_same(loss_and_gradients(WAYS[way](bias_gelu), *args), loss_and_gradients(plain, *args))
+
+
+@every_way
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_grad_and_inference_mode(way: str, mode: Function, device: str) -> None:
+    with mode():
+        x, bias = inputs(device)
+        y = WAYS[way](bias_gelu)(x, bias)
+        assert not y.requires_grad
+        assert y.is_inference() == (mode is torch.inference_mode)
+        assert_same(y, plain(x, bias))
+
+
+@pytest.mark.parametrize("way", ["eager", "functorch"])
+def test_second_and_third_derivatives(way: str, device: str) -> None:
+    x, bias = inputs(device)
+    x, bias = x[0, :2, :3], bias[:3]
+
+    def derivatives(function: Function) -> list[Tensor]:
+        if way == "functorch":
+            second = hessian(lambda x, bias: function(x, bias).square().sum(), (0, 1))
+            return [*second(x, bias), *jacrev(second, (0, 1))(x, bias)]
+        first = torch.autograd.grad(function(x, bias).square().sum(), (x, bias), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), (x, bias), create_graph=True)
+        return [*second, *torch.autograd.grad(sum(g.square().sum() for g in second), (x, bias))]
+
+    assert_same(derivatives(bias_gelu), derivatives(plain), rtol=1e-3, atol=1e-3)
+
+
+def test_a_second_derivative_of_a_compiled_function_is_refused(device: str) -> None:
+    """PyTorch's AOTAutograd says no: https://github.com/pytorch/pytorch/issues/91469."""
+    x, bias = inputs(device)
+    (dx,) = torch.autograd.grad(compiled(bias_gelu)(x, bias).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        dx.sum().backward()
+
+
+@eager_or_compiled
+def test_forward_mode(way: str, device: str) -> None:
+    x, bias = (t.detach() for t in inputs(device))
+    with forward_ad.dual_level():
+        for tangents in ((x.cos(), bias.cos()), (x.cos(), None), (None, bias.cos())):
+            duals = [
+                t if tangent is None else forward_ad.make_dual(t, tangent)
+                for t, tangent in zip((x, bias), tangents, strict=True)
+            ]
+            ours = forward_ad.unpack_dual(WAYS[way](bias_gelu)(*duals))
+            assert ours.tangent is not None
+            assert_same(ours.tangent, forward_ad.unpack_dual(plain(*duals)).tangent)
+
+
+def summed(function: Function) -> Function:
+    return lambda x, bias: function(x, bias).square().sum()
+
+
+TRANSFORMS: dict[str, Callable[[Function, Tensor, Tensor], Any]] = {
+    "grad": lambda f, x, b: grad(summed(f), (0, 1))(x, b),
+    "vjp": lambda f, x, b: vjp(f, x, b)[1](x),
+    "jvp": lambda f, x, b: jvp(f, (x, b), (x.cos(), b.cos())),
+    "vmap over x": lambda f, x, b: vmap(f, (1, None))(x, b),
+    "vmap over bias": lambda f, x, b: vmap(f, (None, 0))(x, torch.stack([b, -b])),
+    "vmap over both": lambda f, x, b: vmap(f, (1, 0), 1)(x, torch.stack([b, -b, b.cos(), b.sin()])),
+    "nested vmap": lambda f, x, b: vmap(vmap(f, (0, None)), (0, 0))(x, torch.stack([b, -b, b.cos()])),
+    "jacrev": lambda f, x, b: jacrev(f, (0, 1))(x[0, :2], b),
+    "jacfwd": lambda f, x, b: jacfwd(f, (0, 1))(x[0, :2], b),
+    "hessian": lambda f, x, b: hessian(summed(f), (0, 1))(x[0, :2], b),
+    "jacrev of jacrev": lambda f, x, b: jacrev(jacrev(summed(f)))(x[0, :2], b),
+    "per-sample gradients": lambda f, x, b: vmap(grad(summed(f), (0, 1)), (0, None))(x, b),
+    "an ensemble's gradients": lambda f, x, b: vmap(grad(summed(f), (0, 1)), (None, 0))(x, torch.stack([b, -b])),
+}
+
+
+@pytest.mark.parametrize("way", ["functorch", "compiled"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms(transform: str, way: str, device: str) -> None:
+    x, bias = (t.detach() for t in inputs(device))
+
+    def transformed(x: Tensor, bias: Tensor) -> Any:
+        return TRANSFORMS[transform](bias_gelu, x, bias)
+
+    ours = compiled(transformed, dynamic=False) if way == "compiled" else transformed
+    assert_same(ours(x, bias), TRANSFORMS[transform](plain, x, bias))
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none", "sigmoid"])
+def test_gradcheck(approximate: str, device: str) -> None:
+    x, bias = (t.detach()[..., :3].double().requires_grad_() for t in inputs(device))
+
+    def function(x: Tensor, bias: Tensor) -> Tensor:
+        return bias_gelu(x, bias, approximate=approximate)
+
+    options = {"check_batched_grad": True, "fast_mode": True}
+    assert torch.autograd.gradcheck(
+        function, (x, bias), check_forward_ad=True, check_batched_forward_grad=True, **options
+    )
+    assert torch.autograd.gradgradcheck(
+        function, (x, bias), check_fwd_over_rev=True, check_rev_over_rev=True, **options
+    )
+
+
+def test_batched_gradients(device: str) -> None:
+    x, bias = inputs(device)
+    ways = torch.randn(5, *x.shape, device=device)
+    ours, theirs = (
+        torch.autograd.grad(function(x, bias), (x, bias), ways, is_grads_batched=True)
+        for function in (bias_gelu, plain)
+    )
+    assert_same(ours, theirs)
+
+
+@eager_or_compiled
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(way: str, dtype: torch.dtype, device: str) -> None:
+    """The Linear yields `dtype`, the bias stays in fp32: the result has `dtype`, as that of F.gelu(F.linear(x, w, b))."""
+    x, bias = inputs(device)
+    weight = torch.randn(8, 8, device=device, requires_grad=True)
+    with torch.autocast(device, dtype):
+        y = WAYS[way](lambda x, w, b: bias_gelu(F.linear(x, w), b))(x, weight, bias)
+        theirs = F.gelu(F.linear(x, weight, bias), approximate="tanh")
+    assert y.dtype == theirs.dtype == dtype
+    dy = torch.randn_like(y)
+    gradients, expected = (torch.autograd.grad(t, (x, weight, bias), dy) for t in (y, theirs))
+    assert [g.dtype for g in gradients] == [torch.float32] * 3
+    assert_same((y, *gradients), (theirs, *expected), rtol=4 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
+
+
+@eager_or_compiled
+def test_grad_scaler(way: str, device: str) -> None:
+    layers = [nn.Sequential(nn.Linear(8, 8, bias=False, device=device), BiasGELU(8, device=device)) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x, _ = inputs(device)
+    for layer, scale in zip(layers, (1.0, 256.0), strict=True):
+        scaler = torch.amp.GradScaler(device, init_scale=scale)
+        optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+        with torch.autocast(device, torch.float16):
+            value = WAYS[way](layer)(x.detach()).square().mean()
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert_same(layers[0].state_dict(), layers[1].state_dict(), rtol=1e-3, atol=1e-4)
+
+
+@eager_or_compiled
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["not reentrant", "reentrant"])
+def test_checkpoint(way: str, use_reentrant: bool, device: str) -> None:
+    if way == "compiled" and use_reentrant:
+        pytest.skip("Dynamo traces torch.utils.checkpoint with use_reentrant=False only")
+
+    def function(x: Tensor, bias: Tensor) -> Any:
+        return checkpoint(bias_gelu, x, bias, use_reentrant=use_reentrant)
+
+    args = inputs(device)
+    assert_same(loss_and_gradients(WAYS[way](function), *args), loss_and_gradients(plain, *args))
+
+
+def test_selective_checkpoint(device: str) -> None:
+    from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
+    saved = [torch.ops.triton_gelu.forward.default]
+
+    def function(x: Tensor, bias: Tensor) -> Any:
+        contexts = lambda: create_selective_checkpoint_contexts(saved)  # noqa: E731
+        return checkpoint(bias_gelu, x, bias, use_reentrant=False, context_fn=contexts)
+
+    args = inputs(device)
+    assert_same(loss_and_gradients(function, *args), loss_and_gradients(plain, *args))
+
+
+@eager_or_compiled
+def test_saved_tensor_hooks(way: str, device: str) -> None:
+    args = inputs(device)
+    with torch.autograd.graph.save_on_cpu():
+        ours = loss_and_gradients(WAYS[way](bias_gelu), *args)
+    assert_same(ours, loss_and_gradients(plain, *args))
+
+
+@every_way
+def test_hooks_two_backwards_and_retained_graphs(way: str, device: str) -> None:
+    x, bias = inputs(device)
+    seen: list[Tensor] = []
+    x.register_hook(seen.append)
+    y = WAYS[way](bias_gelu)(x, bias)
+    y.sum().backward(retain_graph=True)
+    y.sum().backward()
+    assert len(seen) == 2
+    assert torch.equal(seen[0], seen[1])
+    assert_same(x.grad, 2 * seen[0])
+    with pytest.raises(RuntimeError, match="a second time"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
+@pytest.mark.parametrize("approximate", ["tanh", "none", "sigmoid"])
+def test_export(strict: bool, approximate: str, device: str) -> None:
+    layer = BiasGELU(8, approximate=approximate, device=device)
+    x = inputs(device)[0].detach()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},), strict=strict)
+    names = {node.target._schema.name for node in program.graph.nodes if node.op == "call_function"}
+    assert all(name.startswith("aten::") for name in names)
+    assert ("aten::sigmoid" if approximate == "sigmoid" else "aten::gelu") in names
+    longer = torch.randn(7, 4, 8, device=device)
+    assert_same(program.module()(longer), layer(longer))
+
+
+@pytest.mark.slow
+def test_aot_inductor(tmp_path: Path, device: str) -> None:
+    layer = nn.Sequential(nn.Linear(8, 8), BiasGELU(8)).to(device)
+    x = inputs(device)[0].detach()
+    package = torch._inductor.aoti_compile_and_package(
+        torch.export.export(layer, (x,)), package_path=str(tmp_path / "layer.pt2")
+    )
+    assert_same(torch._inductor.aoti_load_package(package)(x), layer(x).detach())
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_inductor(dynamic: bool, device: str) -> None:
+    args = inputs(device)
+    function = compiled(lambda x, bias: 2 * bias_gelu(x.sin(), bias), backend="inductor", dynamic=dynamic)
+    assert_same(loss_and_gradients(function, *args), loss_and_gradients(lambda x, b: 2 * plain(x.sin(), b), *args))
+
+
+def test_a_dimension_that_becomes_dynamic_recompiles_once(device: str) -> None:
+    compilations = 0
+
+    def backend(graph: Any, examples: Any) -> Any:
+        nonlocal compilations
+        compilations += 1
+        return graph.forward
+
+    layer = BiasGELU(8, device=device)
+    for mode in (layer.train, layer.eval):
+        mode()
+        function = compiled(layer, backend=backend)
+        compilations = 0
+        for length in (5, 6, 7, 19, 64):
+            x = torch.randn(2, length, 8, device=device)
+            assert_same(function(x), layer(x))
+        assert compilations == 2
+
+
+def test_a_compiled_graph_holds_one_operator(device: str) -> None:
+    graphs: list[Any] = []
+    compiled(bias_gelu, backend=lambda graph, _: graphs.append(graph) or graph.forward)(*inputs(device))
+    (graph,) = graphs
+    calls = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert [str(call) for call in calls] == ["triton_gelu.forward"]
+
+
+OPERATORS = {
+    "forward": lambda x, b: (x, b, 2, "tanh"),
+    "forward without bias": lambda x, b: (x, None, 0, "none"),
+    "forward of a channels-last chunk": lambda x, b: (x.transpose(1, 2)[:, ::2], b[::2], 1, "sigmoid"),
+    "backward": lambda x, b: (x.cos(), x, b, 2, "tanh", [True, True]),
+    "backward for the bias alone": lambda x, b: (x.cos(), x, b, 2, "none", [False, True]),
+    "double_backward": lambda x, b: (x.sin(), b.sin(), x.cos(), x, b, 2, "tanh", [True, True, True]),
+    "double_backward without gradient of the bias": lambda x, b: (x, None, x.cos(), x, b, 2, "none", [1, 1, 0]),
+}
+
+
+@pytest.mark.parametrize("case", OPERATORS)
+def test_opcheck(case: str, device: str) -> None:
+    x, bias = inputs(device)
+    operator = getattr(torch.ops.triton_gelu, case.split()[0])
+    if operator is torch.ops.triton_gelu.double_backward:  # has no derivative of its own
+        x, bias = x.detach(), bias.detach()
+    torch.library.opcheck(operator, OPERATORS[case](x, bias))
+
+
+def test_the_operators_compute_what_the_function_does(device: str) -> None:
+    operators = torch.ops.triton_gelu
+    x, bias = inputs(device)
+    dy, v, vbias = torch.randn_like(x), torch.randn_like(x), torch.randn_like(bias)
+    y = operators.forward(x, bias, 2, "tanh")
+    assert_same(y, plain(x, bias))
+    ours = torch.autograd.grad(y, (x, bias), dy.requires_grad_(), create_graph=True)
+    theirs = torch.autograd.grad(plain(x, bias), (x, bias), dy, create_graph=True)
+    assert_same(ours, theirs)
+    for vs in ((v, vbias), (v, torch.zeros_like(vbias)), (torch.zeros_like(v), vbias)):
+        second, expected = (torch.autograd.grad(g, (x, bias, dy), vs, retain_graph=True) for g in (ours, theirs))
+        assert_same(second, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_fake_and_meta_tensors(device: str) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        for where in ("cpu", "meta", "cuda") if torch.backends.cuda.is_built() else ("cpu", "meta"):
+            x, bias = inputs(where, torch.bfloat16)
+            y = bias_gelu(x, bias)
+            assert (y.shape, y.dtype, y.device.type) == (x.shape, x.dtype, where)
+            dx, dbias = torch.autograd.grad(y.sum(), (x, bias))
+            assert (dx.shape, dbias.shape) == (x.shape, bias.shape)
+
+
+def test_a_default_device(device: str) -> None:
+    with torch.device(device):
+        args = inputs(device)
+        ours = loss_and_gradients(bias_gelu, *args)
+    assert_same(ours, loss_and_gradients(plain, *args))
+
+
+class Tagged(Tensor):
+    """A subclass that leaves everything to Tensor."""
+
+
+class Wrapped(Tensor):
+    """A subclass that knows the operators of PyTorch and no others."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Any:
+        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.namespace in ("aten", "prim"), func
+        unwrap = lambda t: t.inner if isinstance(t, Wrapped) else t  # noqa: E731
+        args, kwargs = torch.utils._pytree.tree_map(unwrap, (args, kwargs or {}))
+        return torch.utils._pytree.tree_map_only(Tensor, Wrapped, func(*args, **kwargs))
+
+
+@pytest.mark.parametrize("subclass", [Tagged, Wrapped], ids=lambda subclass: subclass.__name__)
+def test_tensor_subclasses(subclass: type[Tensor], device: str) -> None:
+    x, bias = (t.detach() for t in inputs(device))
+    wrap = Wrapped if subclass is Wrapped else lambda t: t.as_subclass(subclass)
+    xs, biass = wrap(x).requires_grad_(), wrap(bias).requires_grad_()
+    y = bias_gelu(xs, biass)
+    assert type(y) is subclass
+    y.square().sum().backward()
+    assert type(xs.grad) is type(biass.grad) is subclass
+    unwrap = (lambda t: t.inner) if subclass is Wrapped else lambda t: t.as_subclass(Tensor)
+    _, dx, dbias = loss_and_gradients(plain, x.requires_grad_(), bias.requires_grad_())
+    assert_same((unwrap(xs.grad), unwrap(biass.grad)), (dx, dbias))
+
+
+def test_modules_are_copied_pickled_saved_and_called_functionally(device: str) -> None:
+    for layer in (GELU("none"), BiasGELU(8, approximate="sigmoid", device=device)):
+        x, _ = inputs(device)
+        file = io.BytesIO()
+        torch.save(layer, file)
+        file.seek(0)
+        for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False)):
+            assert torch.equal(twin(x), layer(x))
+        assert_same(functional_call(layer, dict(layer.named_parameters()), (x,)), layer(x))
+
+
+def test_threads(device: str) -> None:
+    args = inputs(device)
+    expected = loss_and_gradients(plain, *args)
+    start = threading.Barrier(8)
+
+    def call(_: int) -> list[Tensor]:
+        start.wait()
+        return loss_and_gradients(bias_gelu, *args)
+
+    with ThreadPoolExecutor(8) as pool:
+        for ours in pool.map(call, range(8)):
+            assert_same(ours, expected)
+
+
+def in_another_process(queue: Any, device: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    args = inputs(device)
+    ours, theirs = loss_and_gradients(bias_gelu, *args), loss_and_gradients(plain, *args)
+    queue.put(all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(ours, theirs, strict=True)))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(
+            "fork", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA does not survive a fork")
+        ),
+        pytest.param("spawn", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fork_and_spawn_after_import(method: str, device: str) -> None:
+    context = multiprocessing.get_context(method)
+    queue = context.SimpleQueue()
+    process = context.Process(target=in_another_process, args=(queue, device))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert queue.get()
+
+
+IMPORT = """
+import sys, time, torch, triton
+start = time.perf_counter()
+import triton_gelu
+took = time.perf_counter() - start
+assert not torch.cuda.is_initialized()
+assert not {"torch._inductor", "torch._dynamo", "torch.distributed.tensor"} & set(sys.modules), sys.modules.keys()
+print(took)
+"""
+
+
+@pytest.mark.slow
+def test_the_import_is_quick_and_touches_no_gpu() -> None:
+    times = [float(subprocess.check_output([sys.executable, "-c", IMPORT])) for _ in range(5)]
+    assert min(times) < 0.1
