@@ -181,7 +181,7 @@ USES: dict[str, Activation] = {
 }
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])
 @pytest.mark.parametrize("use", USES)
 def test_whatever_is_done_to_a_fused_layers_output_is_right(use: str, compiled: bool) -> None:
     torch._dynamo.reset()
@@ -347,10 +347,10 @@ def make_fused() -> tuple[Net, Net, Tensor]:
 def test_parameters_names_types_and_mode_stay() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Dropout(), nn.BatchNorm1d(8), nn.Linear(8, 8))
     model[4].weight = model[0].weight
-    before = copy.deepcopy(model.state_dict())
+    before, x = copy.deepcopy(model.state_dict()), torch.randn(4, 8)
     identities = [(name, id(p)) for name, p in model.named_parameters(remove_duplicate=False)]
     described, types, random = repr(model), [type(m) for m in model.modules()], torch.get_rng_state()
-    fuse(model, torch.randn(4, 8))
+    fuse(model, x)
     assert identities == [(name, id(p)) for name, p in model.named_parameters(remove_duplicate=False)]
     assert (described, types) == (repr(model), [type(m) for m in model.modules()])
     assert list(before) == list(model.state_dict())
@@ -446,6 +446,7 @@ def test_compiling_keeps_one_graph_with_the_operator_in_it() -> None:
     assert not any("_nn.gelu" in target or target == "gelu" for target in targets)
 
 
+@pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning")
 def test_a_compiled_model_can_be_fused_and_a_compiled_part_is_right() -> None:
     torch._dynamo.reset()
     plain, x = Net(nn.GELU()), torch.randn(4, 8, requires_grad=True)

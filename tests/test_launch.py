@@ -105,3 +105,5 @@ def test_integers_stay_small_enough_for_32_bits_unless_a_size_is_not() -> None:
     assert dict(forward.constants)["WIDE"] is False
     forward, _ = plan(dense((1 << 31) + 8, dim=None))
     assert dict(forward.constants)["WIDE"] is True
+    _, backward = plan(dense(1 << 12, 1 << 20, dim=1))  # few slabs: each reaches far
+    assert dict(backward.walk.constants)["WIDE"] is True

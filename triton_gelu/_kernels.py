@@ -77,11 +77,11 @@ def forward(
     number = tl.program_id(1) + tl.program_id(2) * FOLD
     if BATCHED:
         b = number // row_tiles
-        top = (number - b * row_tiles) * BLOCK_ROWS
+        top = (number - b * row_tiles).to(rows.dtype) * BLOCK_ROWS
         rows = tl.where(b < batch, rows, 0)
     else:
         b = 0
-        top = number * BLOCK_ROWS
+        top = number.to(rows.dtype) * BLOCK_ROWS
     row = tl.arange(0, BLOCK_ROWS).to(index)
     col = tl.arange(0, BLOCK_COLS).to(index)
     inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
@@ -127,7 +127,7 @@ def backward(
         left = (slab % segments * slab_steps).to(index) * BLOCK_COLS
         steps = tl.minimum(slab_steps, tl.cdiv(cols - left, BLOCK_COLS))
     else:
-        top = slab % segments * slab_steps * BLOCK_ROWS
+        top = (slab % segments * slab_steps).to(rows.dtype) * BLOCK_ROWS
         left = tl.program_id(0).to(index) * BLOCK_COLS
         steps = tl.minimum(slab_steps, tl.cdiv(rows - top, BLOCK_ROWS))
     DOWN: tl.constexpr = 0 if BIAS == "rows" else BLOCK_ROWS

@@ -72,7 +72,7 @@ def forward(matrices: Matrices, itemsize: int, formula: str, target: Target) -> 
             matrices.batch, matrices.rows, matrices.cols // align, row_tiles,
             *_strides(matrices, align),
         ),
-        constants=_constants(matrices, formula, target, align, block_rows, block_cols)
+        constants=_constants(matrices, formula, target, align, block_rows, block_cols, block_rows)
         + (("BATCHED", matrices.batch > 1), ("FOLD", FOLD)),
         num_warps=warps,
     )  # fmt: skip
@@ -109,6 +109,7 @@ def backward(
         slabs = wanted // segments * segments
 
     align = matrices.alignment(ALIGN)
+    reach = block_rows if matrices.bias == "rows" else slab_steps * step
     walk = Launch(
         kernel="backward",
         grid=(fixed, slabs, 1),
@@ -116,7 +117,7 @@ def backward(
             matrices.batch, matrices.rows, matrices.cols // align, segments, slab_batches, slab_steps,
             *_strides(matrices, align),
         ),
-        constants=_constants(matrices, formula, target, align, block_rows, block_cols)
+        constants=_constants(matrices, formula, target, align, block_rows, block_cols, reach)
         + (("ALIKE", all(pair == matrices.strides[0] for pair in matrices.strides)),)
         + (("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias)),
     )  # fmt: skip
@@ -162,15 +163,16 @@ def _fits(size: int, block: int) -> bool:
 
 
 def _constants(
-    matrices: Matrices, formula: str, target: Target, align: int, block_rows: int, block_cols: int
+    matrices: Matrices, formula: str, target: Target, align: int, block_rows: int, block_cols: int, reach: int
 ) -> tuple[tuple[str, object], ...]:
+    """The constants of a kernel whose programs go `reach` rows from where they start."""
     widest = max(row for _, row in matrices.strides)
     return (
         ("FORMULA", formula),
         ("BIAS", matrices.bias),
         ("PTX", target.ptx if align > 1 else min(target.ptx, 1)),  # pairs are neighbours of one thread
         ("ALIGN", align),
-        ("WIDE", matrices.cols + block_cols >= 2**31 or block_rows * widest >= 2**31),
+        ("WIDE", matrices.cols + block_cols >= 2**31 or reach * widest >= 2**31),
         ("BLOCK_ROWS", block_rows),
         ("BLOCK_COLS", block_cols),
     )

@@ -7,13 +7,14 @@ An output that is not needed is an empty tensor.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
+from torch.library import CustomOpDef, custom_op
 
 from triton_gelu import _fused, _reference, _seam, _transforms
 
@@ -130,23 +131,29 @@ def _needed(gradients: tuple[Tensor | None, ...], needs: list[bool]) -> tuple[Te
     return tuple(g if needed else None for g, needed in zip(gradients, needs, strict=True))
 
 
-def _register(function: Callable[..., Any], fake: Callable[..., Any], arguments: str, outputs: str) -> Any:
-    """What torch.library.triton_op does, whose import takes two seconds."""
-    schema = f"({arguments}) -> {outputs}"
+def _register(function: Callable[..., Any], fake: Callable[..., Any], schema: str) -> CustomOpDef:
     operator = custom_op(f"triton_gelu::{function.__name__}", function, mutates_args=(), schema=schema)
     operator.register_fake(fake)
-    _seam.let_compilers_look_into(operator, function)
     return operator
 
 
+@functools.cache
+def reveal() -> None:
+    """Let compilers look into the operators: what torch.library.triton_op does, at a price of seconds, from the start."""
+    for operator, function in OPERATORS.items():
+        _seam.let_compilers_look_into(operator, function)
+
+
 _X = "Tensor x, Tensor? bias, int dim, str approximate"
-_register(forward, _fake_forward, _X, "Tensor").register_autograd(_differentiate_forward, setup_context=_save_forward)
-_register(backward, _fake_backward, f"Tensor dy, {_X}, bool[] needs", "(Tensor, Tensor)").register_autograd(
-    _differentiate_backward, setup_context=_save_backward
-)
-_register(
-    double_backward,
-    _fake_double_backward,
-    f"Tensor? v, Tensor? vbias, Tensor dy, {_X}, bool[] needs",
-    "(Tensor, Tensor, Tensor)",
-)
+OPERATORS = {
+    _register(forward, _fake_forward, f"({_X}) -> Tensor"): forward,
+    _register(backward, _fake_backward, f"(Tensor dy, {_X}, bool[] needs) -> (Tensor, Tensor)"): backward,
+    _register(
+        double_backward,
+        _fake_double_backward,
+        f"(Tensor? v, Tensor? vbias, Tensor dy, {_X}, bool[] needs) -> (Tensor, Tensor, Tensor)",
+    ): double_backward,
+}
+_forward, _backward, _ = OPERATORS
+_forward.register_autograd(_differentiate_forward, setup_context=_save_forward)
+_backward.register_autograd(_differentiate_backward, setup_context=_save_backward)

@@ -34,13 +34,19 @@ def _any(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
         return _transforms.standard(x, bias, dim, approximate)
     if not _seam.operable(x, bias):
         return _transforms.forward(x, bias, dim, approximate)
+    _reveal()
     if _seam.sharded(x):
         _register_sharding()
     y: Tensor = torch.ops.triton_gelu.forward(x, bias, dim, approximate)
     return y
 
 
-@torch.compiler.assume_constant_result
+@_seam.constant
+def _reveal() -> None:
+    _operators.reveal()
+
+
+@_seam.constant
 def _register_sharding() -> None:
     from triton_gelu import _sharding
 
@@ -87,7 +93,11 @@ class _Backward(Function):
         ctx.save_for_backward(dy, x, bias)
         ctx.set_materialize_grads(False)
         ctx.dim, ctx.approximate = dim, approximate
-        return _operators.road(x).backward(dy, x, bias, dim, approximate, needs_x, needs_bias)
+        road: Any = _operators.road(x)
+        gradients: tuple[Tensor | None, Tensor | None] = road.backward(
+            dy, x, bias, dim, approximate, needs_x, needs_bias
+        )
+        return gradients
 
     @staticmethod
     def backward(ctx: Any, v: Tensor | None, vbias: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -37,9 +37,10 @@ CLOSED = -512.0
 OPEN = {"none": 32.0, "tanh": 8.0, "sigmoid": 32.0}
 """Here and above, the derivative is exactly 1 in float32 and float64, while exp(t) is still finite in float32."""
 
-BLOCK = 32768
-"""Elements a thread works on at a time: torch gives a thread no fewer (at::internal::GRAIN_SIZE), and the float32
-buffers of this size that a formula needs stay in a core's cache."""
+BLOCK = 65536
+"""Elements a thread works on at a time. The few float32 buffers of this size that a formula needs stay in a core's cache,
+calling an operation costs little beside it, and it is not too small for torch to share out (at::internal::GRAIN_SIZE).
+"""
 
 
 def gelu(u: Tensor, approximate: str) -> Tensor:

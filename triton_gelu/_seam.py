@@ -6,14 +6,15 @@ A private name that is gone never makes an answer wrong: the question is then an
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import CustomOpDef
+
+F = TypeVar("F", bound=Callable[..., object])
 
 kernels: Any = None  # the module of kernels, or None where Triton is not installed
 try:
@@ -33,14 +34,20 @@ try:
 except (ImportError, AttributeError):
     _known = False
 
-OPEN_TYPES: tuple[type, ...] = (Tensor, torch.nn.Parameter)  # which any operator can be called on
-try:
-    from torch._subclasses.fake_tensor import FakeTensor
-    from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+OPEN_TYPES = {  # by name: to import them takes a second
+    "torch.Tensor",
+    "torch.nn.parameter.Parameter",
+    "torch._subclasses.fake_tensor.FakeTensor",
+    "torch._subclasses.functional_tensor.FunctionalTensor",
+    "torch.distributed.tensor.DTensor",
+}
+"""The types of tensors that take any operator."""
 
-    OPEN_TYPES += (FakeTensor, FunctionalTensor)
-except ImportError:
-    FunctionalTensorMode = None
+
+def constant(function: F) -> F:
+    """What torch.compiler.assume_constant_result does, whose import takes seconds: Dynamo calls it, it doesn't trace."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def ordinary(*tensors: Tensor | None) -> bool:
@@ -61,19 +68,22 @@ def ordinary(*tensors: Tensor | None) -> bool:
 
 def operable(*tensors: Tensor | None) -> bool:
     """Whether this call may be that of an operator: nothing transforms it, and the tensors' types take any operator."""
-    return not _transformed() and all(t is None or type(t) in OPEN_TYPES or sharded(t) for t in tensors)
-
-
-@torch.compiler.assume_constant_result  # Dynamo, which guards both itself, can't ask
-def _transformed() -> bool:
-    """Whether torch.func or forward-mode AD is at work, which don't look into an operator."""
-    return not _known or peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return not _transformed() and all(t is None or _type(t) in OPEN_TYPES for t in tensors)
 
 
 def sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor."""
-    distributed = sys.modules.get("torch.distributed.tensor")
-    return distributed is not None and isinstance(tensor, distributed.DTensor)
+    return _type(tensor) == "torch.distributed.tensor.DTensor"
+
+
+def _type(tensor: Tensor) -> str:
+    return f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+
+
+@constant
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode AD is at work, which don't look into an operator; Dynamo guards both."""
+    return not _known or peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def let_compilers_look_into(operator: CustomOpDef, function: Callable[..., object]) -> None:
@@ -85,8 +95,11 @@ def let_compilers_look_into(operator: CustomOpDef, function: Callable[..., objec
         with mode:
             return function(*args, **kwargs)
 
-    if FunctionalTensorMode is not None:
-        operator.register_torch_dispatch(FunctionalTensorMode, decompose)
+    try:
+        from torch._subclasses.functional_tensor import FunctionalTensorMode
+    except ImportError:
+        return
+    operator.register_torch_dispatch(FunctionalTensorMode, decompose)
 
 
 def driver() -> object:

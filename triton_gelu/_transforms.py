@@ -111,11 +111,13 @@ class _Value(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        return _slope(dy, *ctx.saved_tensors, ctx.approximate), None
+        (u,) = ctx.saved_tensors
+        return _slope(dy, u, ctx.approximate), None
 
     @staticmethod
     def jvp(ctx: Any, du: Tensor, _: None) -> Tensor:
-        return _slope(du, *ctx.saved_tensors, ctx.approximate)
+        (u,) = ctx.saved_tensors
+        return _slope(du, u, ctx.approximate)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None], u: Tensor, approximate: str) -> tuple[Tensor, int]:
@@ -152,5 +154,8 @@ class _Slope(Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, int | None, None], v: Tensor, u: Tensor, approximate: str
     ) -> tuple[Tensor, int]:
-        v, u = (t[None] if d is None else t.movedim(d, 0) for t, d in zip((v, u), in_dims[:2], strict=True))
-        return _slope(*torch.broadcast_tensors(v, u), approximate), 0
+        v, u = (
+            t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+            for t, d in zip((v, u), in_dims[:2], strict=True)
+        )
+        return _slope(v, u, approximate), 0
