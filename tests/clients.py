@@ -15,6 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import transformers as hf
 import whisper.model
 
+from triton_gelu import fuse
+
 WIDTH, TOKENS = 32, 50
 SIZE = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # without dropout, two models can be compared
@@ -31,6 +33,10 @@ class Client:
     sites: list[tuple[str, str]] = field(default_factory=list)
     named: dict[str, Any] = field(default_factory=dict)
     compiles_in_eval: bool = False
+    casts_its_weights: bool = False
+
+    def model(self, dtype: torch.dtype) -> nn.Module:
+        return self.make().to(torch.float32 if self.casts_its_weights else dtype).train()
 
     def inputs(self, dtype: torch.dtype) -> dict[str, Any]:
         example = self.example.to(dtype) if self.example.is_floating_point() else self.example
@@ -96,7 +102,7 @@ TEXT = torch.arange(12).view(2, 6)
 
 CLIENTS = {
     "openai-whisper": Client(
-        openai_whisper, "x", SPECTRUM, layers("blocks.{}.mlp.0", "none", "conv1", "conv2")
+        openai_whisper, "x", SPECTRUM, layers("blocks.{}.mlp.0", "none", "conv1", "conv2"), casts_its_weights=True
     ),
     "HF Whisper": Client(
         hf_whisper, "input_features", SPECTRUM, layers("layers.{}.fc1", "none", "conv1", "conv2")
@@ -125,3 +131,17 @@ CLIENTS = {
     "T5 v1.1": Client(t5("gated-gelu"), "input_ids", TEXT),
     "T5 with ReLU": Client(t5("relu"), "input_ids", TEXT),
 }  # fmt: skip
+
+
+def table() -> str:
+    """What `fuse` finds in each, in Markdown."""
+    lines = ["| model | layer | formula | fused |", "|---|---|---|---|"]
+    for name, client in CLIENTS.items():
+        for site in fuse(client.model(torch.float32), **client.inputs(torch.float32)):
+            fused = "yes" if site.fused else f"no: {site.reason}"
+            lines.append(f"| {name} | `{site.name}` | {site.formula} | {fused} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -31,7 +31,9 @@ DIVISION_ERROR = 2.0**-22
 
 
 @triton.jit
-def evaluate(u_ptr, y_ptr, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+def evaluate(
+    u_ptr, y_ptr, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
     """Value, first and second derivative, before they are rounded to DTYPE."""
     at = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
     u = tl.load(u_ptr + at)
@@ -74,7 +76,9 @@ def silicon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
             return instruct
 
-        monkeypatch.setattr(InterpreterBuilder, "create_exp2", off(InterpreterBuilder.create_exp2, EXP2_ERROR, 2.0**-126))
+        monkeypatch.setattr(
+            InterpreterBuilder, "create_exp2", off(InterpreterBuilder.create_exp2, EXP2_ERROR, 2.0**-126)
+        )
         monkeypatch.setattr(InterpreterBuilder, "create_fdiv", off(InterpreterBuilder.create_fdiv, DIVISION_ERROR, 0))
     return request.param
 

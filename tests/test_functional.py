@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from truth import DTYPES, FORMULAS, assert_no_worse_than, broadcast, gelu, one_pass, summation_slack, torch_gelu, true_pass
+from truth import (
+    DTYPES,
+    FORMULAS,
+    assert_no_worse_than,
+    broadcast,
+    gelu,
+    one_pass,
+    summation_slack,
+    torch_gelu,
+    true_pass,
+)
 
 import triton_gelu
 from triton_gelu import bias_gelu

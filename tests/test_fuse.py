@@ -6,13 +6,14 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from clients import CLIENTS, Client
+from clients import CLIENTS, Client, table
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -548,9 +549,14 @@ def test_a_client_compiles_with_its_operators_in_one_graph(name: str) -> None:
     assert len(operators) == len(client.sites)
 
 
+@pytest.mark.slow
+def test_the_table_of_clients_is_what_fuse_finds() -> None:
+    assert Path(__file__).with_name("clients.md").read_text() == table(), "python tests/clients.py > tests/clients.md"
+
+
 def twins(name: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, Client]:
     client = CLIENTS[name]
-    model = client.make().to(dtype).train()
+    model = client.model(dtype)
     return model, copy.deepcopy(model), client
 
 

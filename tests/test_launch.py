@@ -35,7 +35,9 @@ SHAPES = [
 
 @pytest.mark.parametrize(("shape", "dim"), SHAPES, ids=str)
 @pytest.mark.parametrize("itemsize", [2, 4])
-def test_every_element_is_covered_and_grids_stay_in_bounds(shape: tuple[int, ...], dim: int | None, itemsize: int) -> None:
+def test_every_element_is_covered_and_grids_stay_in_bounds(
+    shape: tuple[int, ...], dim: int | None, itemsize: int
+) -> None:
     m = dense(*shape, dim=dim)
     forward, backward = plan(m, itemsize)
     for launch in (forward, backward.walk):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FORMULAS = ("tanh", "none", "sigmoid")
 

@@ -1,4 +1,4 @@
-"""Kernels. Tensors are [batch, rows, cols] with contiguous columns; the bias runs along "rows", "cols", or there is "none".
+"""Kernels. Tensors are [batch, rows, cols], columns contiguous; the bias runs along "rows", "cols", or is "none".
 
 Run-time widths and strides come in units of ALIGN elements: that is how the compiler knows which accesses may be wide.
 UPPER case is known when compiling.
@@ -88,7 +88,8 @@ def forward(
 
     x_tile = corner(x_ptr, b, top, left, x_batch, x_row, ALIGN)
     y_tile = corner(y_ptr, b, top, left, y_batch, y_row, ALIGN)
-    u = load(x_tile + within(row, col, x_row, ALIGN), inside) + load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
+    u = load(x_tile + within(row, col, x_row, ALIGN), inside) + bias
     store(y_tile + within(row, col, y_row, ALIGN), gelu(u, FORMULA, y_ptr.dtype.element_ty, PTX), inside)
 
 
@@ -108,8 +109,9 @@ def backward(
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     ALIKE: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """dx = dy * gelu'(u), u = x + bias, and its sums, in one pass; the second time, with v += vbias, the gradients of that:
-    ddy = v * gelu'(u), dx = v * dy * gelu''(u) and its sums.
+    """dx = dy * gelu'(u), u = x + bias, and its sums, in one pass.
+
+    In the second backward pass v + vbias is the gradient of that: ddy = v * gelu'(u), dx = v * dy * gelu''(u).
 
     A program stays on one tile of the bias and walks the other axis, within its slab of batches and of that axis; it
     leaves the sum over its slab behind in fp32.

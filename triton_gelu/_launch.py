@@ -1,4 +1,4 @@
-"""Launch plans: a pure function of geometry, dtype, formula and target, so that every decision can be read without a GPU.
+"""Launch plans: pure functions of geometry, dtype, formula and target: every decision can be read without a GPU.
 
 There is no autotuning. Tiles are the same for every batch size and sequence length, so a new one compiles nothing but,
 at most, the kernel of its divisibility class (`ALIGN`). A compiler may know a size only as a symbol: it is then taken
@@ -52,7 +52,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Backward:
-    """A backward pass: `slabs` rows of partial sums, and the launch that adds them up (None: one slab, nothing to add)."""
+    """A backward pass: `slabs` rows of partial sums, and the launch that adds them up (None: nothing to add)."""
 
     walk: Launch
     slabs: int
@@ -72,8 +72,10 @@ def forward(matrices: Matrices, itemsize: int, formula: str, target: Target) -> 
             matrices.batch, matrices.rows, matrices.cols // align, row_tiles,
             *_strides(matrices, align),
         ),
-        constants=_constants(matrices, formula, target, align, block_rows, block_cols, block_rows)
-        + (("BATCHED", matrices.batch > 1), ("FOLD", FOLD)),
+        constants=(
+            *_constants(matrices, formula, target, align, block_rows, block_cols, block_rows),
+            ("BATCHED", matrices.batch > 1), ("FOLD", FOLD),
+        ),
         num_warps=warps,
     )  # fmt: skip
 
@@ -117,9 +119,11 @@ def backward(
             matrices.batch, matrices.rows, matrices.cols // align, segments, slab_batches, slab_steps,
             *_strides(matrices, align),
         ),
-        constants=_constants(matrices, formula, target, align, block_rows, block_cols, reach)
-        + (("ALIKE", all(pair == matrices.strides[0] for pair in matrices.strides)),)
-        + (("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias)),
+        constants=(
+            *_constants(matrices, formula, target, align, block_rows, block_cols, reach),
+            ("ALIKE", all(pair == matrices.strides[0] for pair in matrices.strides)),
+            ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias),
+        ),
     )  # fmt: skip
     return Backward(walk, slabs, finish(slabs, matrices.bias_size) if needs_bias and slabs > 1 else None)
 
@@ -134,8 +138,8 @@ def finish(slabs: int, size: int) -> Launch:
 def _forward_tile(matrices: Matrices, warp: int, scale: int) -> tuple[int, int, int]:
     """Rows, columns and warps of a forward tile: four accesses a thread.
 
-    Where all warps can stand side by side, each thread loads the bias of its own columns; in narrower tiles the bias has
-    to pass through shared memory, two instructions an element.
+    Where all warps can stand side by side, each thread loads the bias of its own columns; in narrower tiles the bias
+    has to pass through shared memory, two instructions an element.
     """
     if matrices.bias == "cols":
         for warps in (WARPS, WARPS // 2):
@@ -146,7 +150,7 @@ def _forward_tile(matrices: Matrices, warp: int, scale: int) -> tuple[int, int, 
 
 
 def _tile(matrices: Matrices, warp: int, warps: int) -> tuple[int, int]:
-    """Rows and columns of a tile of `warps` accesses of one `warp` each, which covers a row: sums along it stay inside."""
+    """Rows and columns of a tile of `warps` accesses of one `warp` each, which covers a row: its sum stays inside."""
     if matrices.bias == "none" and matrices.rows == 1:
         return 1, max(_power_of_two(matrices.cols, warps * warp), ALIGN)
     cols = max(_power_of_two(matrices.cols, warp), ALIGN)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef, custom_op
+from torch.library import custom_op
 
 from triton_gelu import _fused, _reference, _seam, _transforms
 
@@ -131,7 +131,7 @@ def _needed(gradients: tuple[Tensor | None, ...], needs: list[bool]) -> tuple[Te
     return tuple(g if needed else None for g, needed in zip(gradients, needs, strict=True))
 
 
-def _register(function: Callable[..., Any], fake: Callable[..., Any], schema: str) -> CustomOpDef:
+def _register(function: Callable[..., Any], fake: Callable[..., Any], schema: str) -> Any:
     operator = custom_op(f"triton_gelu::{function.__name__}", function, mutates_args=(), schema=schema)
     operator.register_fake(fake)
     return operator
@@ -139,13 +139,13 @@ def _register(function: Callable[..., Any], fake: Callable[..., Any], schema: st
 
 @functools.cache
 def reveal() -> None:
-    """Let compilers look into the operators: what torch.library.triton_op does, at a price of seconds, from the start."""
+    """Let compilers look into the operators, as torch.library.triton_op does at once, for seconds of imports."""
     for operator, function in OPERATORS.items():
         _seam.let_compilers_look_into(operator, function)
 
 
 _X = "Tensor x, Tensor? bias, int dim, str approximate"
-OPERATORS = {
+OPERATORS: dict[Any, Callable[..., object]] = {
     _register(forward, _fake_forward, f"({_X}) -> Tensor"): forward,
     _register(backward, _fake_backward, f"(Tensor dy, {_X}, bool[] needs) -> (Tensor, Tensor)"): backward,
     _register(

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.library import CustomOpDef
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -45,7 +44,7 @@ OPEN_TYPES = {  # by name: to import them takes a second
 
 
 def constant(function: F) -> F:
-    """What torch.compiler.assume_constant_result does, whose import takes seconds: Dynamo calls it, it doesn't trace."""
+    """What torch.compiler.assume_constant_result does, whose import takes seconds: Dynamo calls it untraced."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
@@ -86,7 +85,7 @@ def _transformed() -> bool:
     return not _known or peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def let_compilers_look_into(operator: CustomOpDef, function: Callable[..., object]) -> None:
+def let_compilers_look_into(operator: Any, function: Callable[..., object]) -> None:
     """Let compilers replace an operator by what its function does, except in export, which keeps operators."""
 
     def decompose(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
