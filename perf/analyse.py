@@ -128,8 +128,8 @@ def run(args: argparse.Namespace) -> int:
         answers = pool.map(answer, asked, [args.dump] * len(asked))
         for _, found in zip(progress(asked, str), answers, strict=True):
             rows += found
-    for row in rows if args.output else ():
-        results.append(args.output, row)
+            for row in found if args.output else ():
+                results.append(args.output, row)
     print(render(rows))
     return int(any(row.status == "failed" for row in rows))
 

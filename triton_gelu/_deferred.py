@@ -80,8 +80,8 @@ INPUTS = {
     Tensor.backward: 4,
     Tensor.register_hook: 0,
     Tensor.retain_grad: 0,
-    Tensor.grad.__get__: 0,
-    Tensor.retains_grad.__get__: 0,
+    Tensor.grad.__get__: 0,  # type: ignore[union-attr]
+    Tensor.retains_grad.__get__: 0,  # type: ignore[attr-defined]
 }
 """Functions about the gradient of an argument, and its position. The gradient of a sum is that of its product, where
 all uses of the sum arrive, fused or not."""
@@ -104,7 +104,9 @@ def defer(product: Tensor, bias: Tensor, dim: int) -> Tensor:
         for watch in watches:
             watch.pending.append((total, (product, bias, dim)))
         return total
-    deferred: Deferred = _Defer.apply(product, bias if torch.is_grad_enabled() else bias.detach(), dim)
+    if not (torch.is_grad_enabled() and (product.requires_grad or bias.requires_grad)):
+        return Deferred(product, bias.detach(), dim)
+    deferred: Deferred = _Defer.apply(product, bias, dim)  # type: ignore[no-untyped-call]
     with torch._C.DisableTorchFunctionSubclass():
         deferred.node = deferred.grad_fn
     return deferred

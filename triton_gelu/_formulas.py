@@ -214,18 +214,17 @@ def exact_gate(n, DTYPE: tl.constexpr, PTX: tl.constexpr):
 
 @triton.jit
 def exact_slope(n, DTYPE: tl.constexpr):
-    """gelu'(n) in 16 bits: e times a polynomial, with the zero factored out, for digits on both sides of it."""
+    """gelu'(n) / e in 16 bits."""
     if DTYPE == tl.float16:
-        p = horner(n, 1.0, (
-            6.966778e-12, 1.9134329e-10, 2.3145936e-09, 1.6412955e-08, 7.7190585e-08, 2.6143903e-07, 6.852211e-07,
-            1.4768876e-06, 2.6938637e-06, 1.0148246e-05,
-        ), False)  # fmt: skip
+        return horner(n, 1.0, (
+            3.5338676e-11, 8.873581e-10, 9.762219e-09, 6.271309e-08, 2.6684245e-07, 8.1901607e-07, 1.9485321e-06,
+            3.78823e-06, 1.21709945e-05, 7.6292918e-06,
+        ), 0)  # fmt: skip
     else:
-        p = horner(n, 1.0, (
-            7.525734e-15, 5.512326e-13, 1.7545581e-11, 3.1898473e-10, 3.667641e-09, 2.797907e-08, 1.4535782e-07,
-            5.2531664e-07, 1.3625291e-06, 2.661375e-06, 1.0146679e-05,
-        ), False)  # fmt: skip
-    return exponential(n, "none", DTYPE, False) * p * (n + 0.7517915246935645)
+        return horner(n, 1.0, (
+            5.5767518e-14, 3.7462403e-12, 1.0809762e-10, 1.7579391e-09, 1.7813747e-08, 1.1795507e-07, 5.251306e-07,
+            1.6174673e-06, 3.5941998e-06, 1.2122045e-05, 7.6266797e-06,
+        ), 0)  # fmt: skip
 
 
 @triton.jit
@@ -255,11 +254,12 @@ def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
 def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     n = negative(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
     if FORMULA == "none" and DTYPE != tl.float32:
-        slope = exact_slope(n, DTYPE)
+        slope = exponential(n, FORMULA, DTYPE, 0) * exact_slope(n, DTYPE)
     else:
         e, m, g = gate(n, FORMULA, DTYPE, PTX > 0)
         slope = e * tl.fma(n, g, m)
-    return tl.where(u.to(tl.int32, bitcast=True) < 0, slope, 1.0 - slope)  # one test of 32 bits, whatever u was cast from
+    below = u.to(tl.int32, bitcast=True) < 0  # one test of 32 bits, whatever u was cast from
+    return tl.where(below, slope, 1.0 - slope)
 
 
 @triton.jit

@@ -5,6 +5,7 @@ A private name that is gone never makes an answer wrong: the question is then an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ try:
 except (ImportError, AttributeError):
     _known = False
 
+EXACT = (Tensor, torch.nn.Parameter)
 OPEN_TYPES = {  # by name: to import them takes a second
     "torch.Tensor",
     "torch.nn.parameter.Parameter",
@@ -51,18 +53,19 @@ def constant(function: F) -> F:
 
 def ordinary(*tensors: Tensor | None) -> bool:
     """Whether a call on these is plain eager PyTorch: no compiler, transform, mode, subclass or forward-mode AD."""
-    return (
-        _known
-        and not torch.compiler.is_compiling()
-        and peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
-        and _len_torch_dispatch_stack() == 0
-        and _len_torch_function_stack() == 0
-        and all(
-            t is None or (type(t) in (Tensor, torch.nn.Parameter) and not is_legacy_batchedtensor(t) and not t.is_neg())
-            for t in tensors
-        )
-    )
+    if (
+        not _known
+        or torch.compiler.is_compiling()
+        or peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+    ):
+        return False
+    for tensor in tensors:  # a loop: any() takes twice the time
+        if tensor is not None and (type(tensor) not in EXACT or is_legacy_batchedtensor(tensor) or tensor.is_neg()):
+            return False
+    return True
 
 
 def operable(*tensors: Tensor | None) -> bool:
@@ -99,6 +102,11 @@ def let_compilers_look_into(operator: Any, function: Callable[..., object]) -> N
     except ImportError:
         return
     operator.register_torch_dispatch(FunctionalTensorMode, decompose)
+    with contextlib.suppress(ImportError):  # compiled graphs on disk are kept by the source of the kernels in them
+        from torch._library.triton import triton_ops_to_kernels
+
+        if kernels is not None and not INTERPRETED:
+            triton_ops_to_kernels[str(operator._opoverload.name())] = [kernels.forward, kernels.backward]
 
 
 def driver() -> object:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from triton_gelu._deferred import GELUS, METADATA, PRODUCERS, VIEWS, Split, keeps_last
-from triton_gelu.functional import FORMULAS, Approximate, gelu
+from triton_gelu.functional import Approximate, gelu
 
 OTHERS = {F.relu: "relu", torch.relu: "relu", Tensor.relu: "relu", F.silu: "silu", F.mish: "mish", F.elu: "elu"}
 """Activations that are no GELU: reported, so that nobody wonders."""
@@ -197,7 +197,8 @@ def formula_written_out(module: nn.Module) -> Approximate | None:
             y = module.forward(PROBE)
     except Exception:  # whatever it needs, a tensor is not enough
         return None
-    for formula in FORMULAS:
+    formula: Approximate
+    for formula in get_args(Approximate):
         truth = gelu(PROBE, approximate=formula)
         if isinstance(y, Tensor) and y.shape == truth.shape and (y - truth).abs().max() < ROUNDING:
             return formula

@@ -1,0 +1,205 @@
+"""Errors of GELU and its derivative against the truth: ours on each road, PyTorch's, and the textbook's.
+
+Every float16 and bfloat16 number is tried, and float32 numbers over the whole range. Errors are in ulp of the result;
+those of the derivative in ulp of the largest term of the sum that it is, since what cancels there can't be had back.
+Results below 2^-120 may be flushed to zero and do not count.
+
+The kernel's columns are computed in Triton's interpreter; "high" and "low" have its approximate instructions off by
+the most that is documented, which stands for silicon.
+
+examples:
+  python -m perf accuracy
+  python -m perf accuracy --dtype bf16 --approximate none
+  python -m perf accuracy --output mine.jsonl && python -m perf plot mine.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perf import results, silicon, truth
+from perf.results import Row, UserError
+from perf.table import as_text
+
+Function = Callable[[Tensor, str], Tensor]
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+FORMULAS = ("tanh", "none", "sigmoid")
+DIRECTIONS = ("forward", "backward")
+FLUSHED = 2.0**-120
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+KERNEL = "triton_gelu kernel"
+SIGNS = {KERNEL: 0, f"{KERNEL}, high": 1, f"{KERNEL}, low": -1}
+MAXIMUM, NEARLY_ALL, ROUNDED, CURVE = "largest error", "error of 99.9 %", "correctly rounded", "error curve"
+EDGES = np.linspace(-14.0, 6.0, 81)
+
+
+def ours(x: Tensor, approximate: str) -> Tensor:
+    """The public function, on whatever road this process takes."""
+    import triton_gelu
+
+    return triton_gelu.gelu(x, approximate=approximate)  # type: ignore[arg-type]
+
+
+def eager(x: Tensor, approximate: str) -> Tensor:
+    """PyTorch's own."""
+    if approximate == "sigmoid":
+        return x * torch.sigmoid(1.702 * x)
+    return torch.nn.functional.gelu(x, approximate=approximate)
+
+
+def textbook(x: Tensor, approximate: str) -> Tensor:
+    """The formula as papers print it, in fp32."""
+    u = x.float()
+    if approximate == "none":
+        return (0.5 * u * (1 + torch.erf(u / math.sqrt(2)))).to(x.dtype)
+    if approximate == "sigmoid":
+        return (u / (1 + torch.exp(-1.702 * u))).to(x.dtype)
+    return (0.5 * u * (1 + torch.tanh(_argument(u)))).to(x.dtype)
+
+
+def tanh_approx(x: Tensor, approximate: str) -> Tensor:
+    """The textbook's tanh form on the instruction tanh.approx.f32, whose relative error is 2^-11 (PTX ISA)."""
+    u = x.float()
+    return (0.5 * u * (1 + torch.tanh(_argument(u)) * (1 - 2.0**-11))).to(x.dtype)
+
+
+def _argument(u: Tensor) -> Tensor:
+    return math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)
+
+
+def functions(approximate: str) -> dict[str, Function]:
+    """The columns that this process can compute."""
+    if INTERPRETED:
+        return dict.fromkeys(SIGNS, ours)
+    columns = {
+        "triton_gelu, CPU": ours,
+        "triton_gelu compiled, CPU": torch.compile(ours, dynamic=True),
+        "torch": eager,
+        "torch.compile": torch.compile(eager, dynamic=True),
+        "textbook": textbook,
+    }
+    return {**columns, "tanh.approx": tanh_approx} if approximate == "tanh" else columns
+
+
+def points(dtype: torch.dtype, count: int = 400_000) -> Tensor:
+    """Every number of a 16-bit type; of float32 log-spaced ones over the range and uniform ones where GELU bends."""
+    if dtype != torch.float32:
+        return truth.every(dtype)
+    generator = np.random.default_rng(0)
+    sizes = [np.exp2(generator.uniform(-126, 127.9, count // 4)), generator.uniform(0, 14, count // 4)]
+    positive = np.concatenate(sizes)
+    ends = [0.0, np.inf, -np.inf, np.nan]
+    return torch.from_numpy(np.concatenate([-positive, positive, ends]).astype(np.float32))
+
+
+def errors(function: Function, x: Tensor, approximate: str, direction: str) -> tuple[np.ndarray, np.ndarray]:
+    """Errors in ulp at every x, and which of them count."""
+    u = x.double().numpy()
+    if direction == "forward":
+        true = truth.gelu(u, approximate)
+        scale = np.abs(true)
+        got = function(x, approximate)
+    else:
+        true = truth.gelu(u, approximate, 1)
+        scale = truth.largest_term(u, approximate, 1)
+        leaf = x.clone().requires_grad_()
+        (got,) = torch.autograd.grad(function(leaf, approximate).sum(), leaf)
+    with np.errstate(invalid="ignore"):
+        return truth.ulps(got, true, None if direction == "forward" else scale), ~(scale < FLUSHED)
+
+
+def rows(dtype_name: str, approximate: str, direction: str) -> Iterator[Row]:
+    """The rows of one dtype, formula and direction, from the columns that this process can compute."""
+    dtype = DTYPES[dtype_name]
+    x = points(dtype)
+    u = x.double().numpy()
+    for provider, function in functions(approximate).items():
+        with silicon.approximate(SIGNS.get(provider, 0)), warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            error, counts = errors(function, x, approximate, direction)
+        finite = error[counts & np.isfinite(u)]
+        worst = np.nan_to_num(finite, posinf=np.finfo(np.float32).max)
+        ends = error[~np.isfinite(u)]
+        note = "" if not ends.any() else f"wrong at {', '.join(sorted({str(e) for e in u[~np.isfinite(u)][ends > 0]}))}"
+        curve = [
+            float(worst[inside].max()) if (inside := _between(u[counts & np.isfinite(u)], low, high)).any() else None
+            for low, high in zip(EDGES[:-1], EDGES[1:], strict=True)
+        ]
+        for metric, unit, value, remark in (
+            (MAXIMUM, "ulp", worst.max(), note),
+            (NEARLY_ALL, "ulp", np.quantile(worst, 0.999), ""),
+            (ROUNDED, "share", np.mean(worst <= 0.5), ""),
+            (CURVE, "ulp", worst.max(), json.dumps([c if c is None else float(f"{c:.3g}") for c in curve])),
+        ):
+            yield Row(
+                kind="accuracy", case="every number" if dtype.itemsize == 2 else "float32 numbers", shape=tuple(x.shape),
+                dim=None, dtype=str(dtype).removeprefix("torch."), approximate=approximate, direction=direction,
+                provider=provider, metric=metric, unit=unit, value=float(value), note=remark,
+                device="Triton interpreter" if INTERPRETED else "CPU", path="interpreter" if INTERPRETED else "CPU path",
+                **results.context(),
+            )  # fmt: skip
+
+
+def _between(u: np.ndarray, low: float, high: float) -> np.ndarray:
+    inside: np.ndarray = (u >= low) & (u < high)
+    return inside
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m perf accuracy`."""
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated (default: all)")
+    parser.add_argument("--approximate", action="append", choices=FORMULAS, help="may be repeated (default: all)")
+    parser.add_argument("--direction", action="append", choices=DIRECTIONS, help="the value, or its derivative")
+    parser.add_argument("--output", type=Path, default=results.FOLDER / "accuracy.jsonl", help="rows are added to it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compute here what runs here, and the kernel's columns in a process that interprets; then print the table."""
+    asked = [
+        (dtype, approximate, direction)
+        for dtype in args.dtype or DTYPES
+        for approximate in args.approximate or FORMULAS
+        for direction in args.direction or DIRECTIONS
+    ]
+    for question in asked:
+        for row in rows(*question):
+            results.append(args.output, row)
+    if INTERPRETED:
+        return 0
+    again = [sys.executable, "-m", "perf", "accuracy", *sys.argv[2:], "--output", str(args.output)]
+    if subprocess.run(again, env={**os.environ, "TRITON_INTERPRET": "1"}, check=False).returncode:
+        raise UserError("the interpreter's part failed; its message stands above")
+    print(table(results.latest(results.read(args.output))))
+    print(f"rows: {args.output}")
+    return 0
+
+
+def table(found: list[Row]) -> str:
+    """Largest error, that of 99.9 %, and the share rounded correctly; a line a column, a part a dtype and direction."""
+    parts = []
+    groups = {(row.dtype, row.approximate, row.direction): None for row in found}
+    for dtype, approximate, direction in groups:
+        mine = [row for row in found if (row.dtype, row.approximate, row.direction) == (dtype, approximate, direction)]
+        lines = []
+        for provider in dict.fromkeys(row.provider for row in mine):
+            values = {row.metric: row for row in mine if row.provider == provider}
+            lines.append([
+                provider, f"{values[MAXIMUM].value:.3g}", f"{values[NEARLY_ALL].value:.3g}",
+                f"{values[ROUNDED].value:.2%}", values[MAXIMUM].note,
+            ])  # fmt: skip
+        what = "value" if direction == "forward" else "derivative"
+        parts.append(as_text(f"{dtype}, {approximate}, {what}", ["", "max ulp", "99.9 %", "rounded", ""], lines))
+    return "\n".join(parts)
