@@ -23,6 +23,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNEL = "triton_gelu kernel"
 SIGNS = {KERNEL: 0, f"{KERNEL}, high": 1, f"{KERNEL}, low": -1}
 MAXIMUM, NEARLY_ALL, ROUNDED, CURVE = "largest error", "error of 99.9 %", "correctly rounded", "error curve"
+WORST = 1e38  # stands for infinity and beyond, which a row can't hold
 EDGES = np.linspace(-14.0, 6.0, 81)
 
 
@@ -84,14 +86,16 @@ def functions(approximate: str) -> dict[str, Function]:
     """The columns that this process can compute."""
     if INTERPRETED:
         return dict.fromkeys(SIGNS, ours)
-    columns = {
+    columns: dict[str, Function] = {
         "triton_gelu, CPU": ours,
         "triton_gelu compiled, CPU": torch.compile(ours, dynamic=True),
         "torch": eager,
         "torch.compile": torch.compile(eager, dynamic=True),
         "textbook": textbook,
     }
-    return {**columns, "tanh.approx": tanh_approx} if approximate == "tanh" else columns
+    if approximate == "tanh":
+        columns["tanh.approx"] = tanh_approx
+    return columns
 
 
 def points(dtype: torch.dtype, count: int = 400_000) -> Tensor:
@@ -131,12 +135,12 @@ def rows(dtype_name: str, approximate: str, direction: str) -> Iterator[Row]:
             warnings.simplefilter("ignore")
             error, counts = errors(function, x, approximate, direction)
         finite = error[counts & np.isfinite(u)]
-        worst = np.nan_to_num(finite, posinf=np.finfo(np.float32).max)
+        worst = np.minimum(finite, WORST)
         ends = error[~np.isfinite(u)]
         note = "" if not ends.any() else f"wrong at {', '.join(sorted({str(e) for e in u[~np.isfinite(u)][ends > 0]}))}"
         curve = [
             float(worst[inside].max()) if (inside := _between(u[counts & np.isfinite(u)], low, high)).any() else None
-            for low, high in zip(EDGES[:-1], EDGES[1:], strict=True)
+            for low, high in pairwise(EDGES)
         ]
         for metric, unit, value, remark in (
             (MAXIMUM, "ulp", worst.max(), note),
@@ -145,12 +149,22 @@ def rows(dtype_name: str, approximate: str, direction: str) -> Iterator[Row]:
             (CURVE, "ulp", worst.max(), json.dumps([c if c is None else float(f"{c:.3g}") for c in curve])),
         ):
             yield Row(
-                kind="accuracy", case="every number" if dtype.itemsize == 2 else "float32 numbers", shape=tuple(x.shape),
-                dim=None, dtype=str(dtype).removeprefix("torch."), approximate=approximate, direction=direction,
-                provider=provider, metric=metric, unit=unit, value=float(value), note=remark,
-                device="Triton interpreter" if INTERPRETED else "CPU", path="interpreter" if INTERPRETED else "CPU path",
+                kind="accuracy",
+                case="every number" if dtype.itemsize == 2 else "float32 numbers",
+                shape=tuple(x.shape),
+                dim=None,
+                dtype=str(dtype).removeprefix("torch."),
+                approximate=approximate,
+                direction=direction,
+                provider=provider,
+                metric=metric,
+                unit=unit,
+                value=float(value),
+                note=remark,
+                device="Triton interpreter" if INTERPRETED else "CPU",
+                path="interpreter" if INTERPRETED else "CPU path",
                 **results.context(),
-            )  # fmt: skip
+            )
 
 
 def _between(u: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import FuncFormatter
 
-from perf.accuracy import CURVE, EDGES, KERNEL
+from perf.accuracy import CURVE, DTYPES, EDGES, KERNEL
 from perf.plot import BLUE, GREEN, GREY, SKY, VERMILION, head, human, origin, style
 from perf.results import Row
 from perf.table import grouped
+from perf.truth import PRECISION
 
 LOOKS: Mapping[str, tuple[str, str, str, float]] = {  # provider: label, colour, line, width
     "textbook": ("textbook, 0.5x(1 + ...)", GREEN, ":", 2.0),
@@ -35,13 +36,14 @@ def draw(rows: Sequence[Row]) -> Iterator[tuple[str, Picture]]:
 def errors(rows: Sequence[Row], dtype: str, direction: str) -> Picture:
     """Largest error between the edges, a panel a formula."""
     panels = grouped(sorted(rows, key=lambda row: list(FORMULAS).index(row.approximate)), lambda row: row.approximate)
+    bits = next(PRECISION[each][0] for each in DTYPES.values() if str(each).endswith(f".{dtype}"))
     what = "GELU" if direction == "forward" else "the derivative of GELU"
     with style():
         picture = Picture(figsize=(1.2 + 3.6 * len(panels), 4.4))
         head(picture, f"Digits of {what} that are wrong, {dtype}", f"largest error near each x; {origin(rows)}")
         axes = picture.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, (approximate, mine) in zip(axes, panels.items(), strict=True):
-            panel(axis, mine)
+            panel(axis, mine, nothing=2.0**bits)
             axis.set_title(FORMULAS[approximate])
         axes[0].set_ylabel("error in ulp (units in the last place)")
         handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -50,16 +52,19 @@ def errors(rows: Sequence[Row], dtype: str, direction: str) -> Picture:
     return picture
 
 
-def panel(axis: Axes, rows: Sequence[Row]) -> None:
-    """One formula: a line a provider, and where rounding alone would be."""
+def panel(axis: Axes, rows: Sequence[Row], nothing: float) -> None:
+    """One formula: a line a provider, between errors of rounding alone and those that leave `nothing` right."""
     for provider, (label, colour, line, width) in LOOKS.items():
         for row in rows:
             if row.provider == provider:
                 points = [LEAST if error is None else max(error, LEAST) for error in json.loads(row.note)]
                 axis.stairs(points, EDGES, baseline=None, color=colour, linestyle=line, linewidth=width, label=label)
-    axis.axhline(LEAST, color=GREY, linewidth=0.8)
-    axis.text(EDGES[-1], LEAST * 1.15, "rounded correctly", ha="right", va="bottom", fontsize=8, color="#555555")
+    for height, meaning in ((LEAST, "rounded correctly"), (nothing, "no digit is right")):
+        axis.axhline(height, color=GREY, linewidth=0.8)
+        above = height > LEAST
+        place = {"x": EDGES[-1], "y": height * 1.15 if above else height / 1.1, "va": "bottom" if above else "top"}
+        axis.text(s=meaning, ha="right", fontsize=8, color="#555555", **place)
     axis.set_yscale("log")
-    axis.set_ylim(0.3, None)
+    axis.set_ylim(LEAST / 4, 16 * nothing)
     axis.yaxis.set_major_formatter(FuncFormatter(human))
     axis.set_xlabel("x")

@@ -20,7 +20,7 @@ SMALLEST_NORMAL = 2.0**-126
 
 @contextmanager
 def approximate(sign: int) -> Iterator[None]:
-    """Kernels interpreted in here get their exponentials and quotients too high (1), too low (-1) or as they are (0)."""
+    """Kernels interpreted in here get exponentials and quotients too high (1), too low (-1) or as they are (0)."""
     from triton.runtime.interpreter import InterpreterBuilder
 
     if sign == 0:

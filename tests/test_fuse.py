@@ -124,9 +124,6 @@ def fused(report: FusionReport) -> list[tuple[str, str]]:
     return [(site.name, site.formula) for site in report if site.fused]
 
 
-# -- anything may be done to the output of a layer ------------------------------------------------------------------
-
-
 def in_place(h: Tensor) -> Tensor:
     h.add_(1)
     return F.gelu(h)
@@ -238,8 +235,6 @@ def test_a_second_derivative_is_right() -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-# -- what is found --------------------------------------------------------------------------------------------------
-
 FOUND: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a function": (Net, "none"),
     "a function with its formula": (lambda: Net(lambda h: F.gelu(h, approximate="tanh")), "tanh"),
@@ -333,9 +328,6 @@ def test_a_planted_wrong_formula_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
     fuse(model, x)
     with pytest.raises(AssertionError):
         assert_same(results(model, x), results(plain, x), 1e-5)
-
-
-# -- nothing else changes -------------------------------------------------------------------------------------------
 
 
 def make_fused() -> tuple[Net, Net, Tensor]:
@@ -496,9 +488,6 @@ def test_it_works_under_fsdp2(layerwise: bool) -> None:
         fully_shard(part, mesh=mesh)
     ours = results(model, x)
     assert_same([t.full_tensor() if hasattr(t, "full_tensor") else t for t in ours], expected, 1e-5)
-
-
-# -- real clients, random weights -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def _plan_forward(
     approximate: str,
 ) -> _Run | None:
     walk = matrices(shape, dim, *inputs, y)
-    return walk and _Run(_launch.forward(walk, itemsize, approximate, target(device)), device)
+    return None if walk is None else _Run(_launch.forward(walk, itemsize, approximate, target(device)), device)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _plan_backward(
     plan = _launch.backward(
         walk, itemsize, approximate, target(device), needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias
     )
-    finish = plan.finish and _Run(plan.finish, device)
+    finish = None if plan.finish is None else _Run(plan.finish, device)
     return _Backward(_Run(plan.walk, device), (plan.slabs, walk.bias_size), finish)
 
 

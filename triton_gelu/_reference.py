@@ -38,8 +38,8 @@ OPEN = {"none": 32.0, "tanh": 8.0, "sigmoid": 32.0}
 """Here and above, the derivative is exactly 1 in float32 and float64, while exp(t) is still finite in float32."""
 
 BLOCK = 65536
-"""Elements a thread works on at a time. The few float32 buffers of this size that a formula needs stay in a core's cache,
-calling an operation costs little beside it, and it is not too small for torch to share out (at::internal::GRAIN_SIZE).
+"""Elements a thread works on at a time. The few float32 buffers of this size that a formula needs stay in a core's
+cache, calling an operation costs little beside it, and torch shares out no less than half (at::internal::GRAIN_SIZE).
 """
 
 
