@@ -106,7 +106,7 @@ def defer(product: Tensor, bias: Tensor, dim: int) -> Tensor:
         return total
     if not (torch.is_grad_enabled() and (product.requires_grad or bias.requires_grad)):
         return Deferred(product, bias.detach(), dim)
-    deferred: Deferred = _Defer.apply(product, bias, dim)  # type: ignore[no-untyped-call]
+    deferred: Deferred = _Defer.apply(product, bias, dim)
     with torch._C.DisableTorchFunctionSubclass():
         deferred.node = deferred.grad_fn
     return deferred

@@ -76,8 +76,10 @@ MILLS_MIDDLE = tl.constexpr(0.112)
 
 @triton.jit
 def fma(x, y, z, PTX: tl.constexpr):
-    """x y + z, rounded once."""
-    if PTX == 2 and not INTERPRETED:
+    """x y + z, rounded once (in the interpreter, some of which has no tl.fma, by way of float64)."""
+    if INTERPRETED:
+        return (x.to(tl.float64) * y + z).to(tl.float32)
+    elif PTX == 2:
         return tl.inline_asm_elementwise(
             "{.reg .b64 x, y, z; mov.b64 x, {$2, $3}; mov.b64 y, {$4, $5}; mov.b64 z, {$6, $7};"
             " fma.rn.f32x2 x, x, y, z; mov.b64 {$0, $1}, x;}",
@@ -162,14 +164,14 @@ def exponential(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
         elif FORMULA == "tanh":  # z = CUBIC n (n^2 + 1 / 0.044715) = CUBIC n (s + t), with t what s was rounded by
             unit: tl.constexpr = TANH_CUBIC
             s = fma(n, n, CUBE_SHIFT, PTX)
-            t = fma(n, n, CUBE_SHIFT - s, PTX) + CUBE_SHIFT_REST
+            t = fma(n, n, -(s - CUBE_SHIFT), PTX) + CUBE_SHIFT_REST
             r = fma(s, n * (1 / CUBE_STEP), ROUND, PTX)
-            f = fma(n, s, (ROUND - r) * CUBE_STEP, PTX)
-            f = fma(n, t, fma(ROUND - r, CUBE_STEP_REST, f, PTX), PTX)
+            f = fma(n, s, (r - ROUND) * -CUBE_STEP, PTX)
+            f = fma(n, t, fma(-(r - ROUND), CUBE_STEP_REST, f, PTX), PTX)
         else:
             unit: tl.constexpr = SIGMOID_LINEAR
             r = fma(n, 1 / LINE_STEP, ROUND, PTX)
-            f = fma(ROUND - r, LINE_STEP_REST, fma(ROUND - r, LINE_STEP, n, PTX), PTX)
+            f = fma(-(r - ROUND), LINE_STEP_REST, fma(-(r - ROUND), LINE_STEP, n, PTX), PTX)
         exp = (0.00138436301589, 0.0083741751055, 0.0416680033646, 0.166664310352, 0.499999942004, 1.00000003221, 1.0)
         power = (r.to(tl.int32, bitcast=True) << 23) + UP_BITS
         return horner(f, unit, exp, PTX) * power.to(tl.float32, bitcast=True)
@@ -178,7 +180,7 @@ def exponential(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
 @triton.jit
 def mills(n, PTX: tl.constexpr):
     """m of the exact gate in float32: DOWN BELL exp(-STRETCH z) times Mills' ratio."""
-    t = reciprocal(MILLS_POLE - n, PTX)
+    t = reciprocal(-(n - MILLS_POLE), PTX)
     error = fma(n, t, fma(t, -MILLS_POLE, 1.0, PTX), PTX)
     return horner(fma(t, error, t - MILLS_MIDDLE, PTX), 1.0, (
         -0.009161829, 0.0077540902, -0.0009679646, -0.00085517764, -6.420818e-05, 0.00017847735, 0.00011810311,
@@ -257,7 +259,7 @@ def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
         slope = exponential(n, FORMULA, DTYPE, 0) * exact_slope(n, DTYPE)
     else:
         e, m, g = gate(n, FORMULA, DTYPE, PTX > 0)
-        slope = e * tl.fma(n, g, m)
+        slope = e * fma(n, g, m, 0)
     below = u.to(tl.int32, bitcast=True) < 0  # one test of 32 bits, whatever u was cast from
     return tl.where(below, slope, 1.0 - slope)
 
@@ -267,8 +269,8 @@ def d2gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     n = negative(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
     e, m, g = gate(n, FORMULA, DTYPE, PTX > 0)
     if FORMULA == "none":  # C'' = -n C'
-        return e * g * tl.fma(-n, n, 2.0)
+        return e * g * fma(-n, n, 2.0, 0)
     else:  # C'' = C' (z'' / z' + z' (1 - 2 C))
         slope = cubic_over_n(n, FORMULA, 1, 3, 0)
-        bend = tl.fma(n * slope * slope, (UP - e) * m, cubic_over_n(n, FORMULA, 2, 12, 0))
+        bend = fma(n * slope * slope, -(e - UP) * m, cubic_over_n(n, FORMULA, 2, 12, 0), 0)
         return e * (m * (m * UP) * bend)

@@ -130,8 +130,8 @@ def backward(
 
 def finish(slabs: int, size: int) -> Launch:
     """Plan the sum of `slabs` rows of partial sums, `size` columns each."""
-    block_cols = 32
-    constants = (("BLOCK_ROWS", _power_of_two(slabs, 128)), ("BLOCK_COLS", block_cols))
+    block_rows = block_cols = 32
+    constants = (("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols))
     return Launch("finish", (_cdiv(size, block_cols), 1, 1), (slabs, size), constants)
 
 

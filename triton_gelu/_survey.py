@@ -100,11 +100,11 @@ class Survey(TorchFunctionMode):
     def __enter__(self) -> Survey:
         self._hooks.enter_context(register_module_forward_pre_hook(self._enter))
         self._hooks.enter_context(register_module_forward_hook(self._leave, always_call=True))
-        super().__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        super().__exit__(*exception)
         self._hooks.close()
 
     def _enter(self, module: nn.Module, args: Any) -> None:

@@ -148,7 +148,7 @@ class Conv1dGELU(nn.Conv1d):
         return bias_gelu(self._conv_forward(x, self.weight, None), self.bias, dim=-2, approximate=self.approximate)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, approximate={self.approximate!r}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}, approximate={self.approximate!r}"
 
 
 class Conv2dGELU(nn.Conv2d):
@@ -187,7 +187,7 @@ class Conv2dGELU(nn.Conv2d):
         return bias_gelu(self._conv_forward(x, self.weight, None), self.bias, dim=-3, approximate=self.approximate)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, approximate={self.approximate!r}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}, approximate={self.approximate!r}"
 
 
 class MLP(nn.Module):
