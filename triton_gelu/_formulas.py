@@ -78,7 +78,8 @@ MILLS_MIDDLE = tl.constexpr(0.112)
 def fma(x, y, z, PTX: tl.constexpr):
     """x y + z, rounded once (in the interpreter, some of which has no tl.fma, by way of float64)."""
     if INTERPRETED:
-        return (x.to(tl.float64) * y + z).to(tl.float32)
+        zero = tl.zeros_like(x)  # plus a constant: the constant as float32, as compiled code has it
+        return (x.to(tl.float64) * (zero + y) + (zero + z)).to(tl.float32)
     elif PTX == 2:
         return tl.inline_asm_elementwise(
             "{.reg .b64 x, y, z; mov.b64 x, {$2, $3}; mov.b64 y, {$4, $5}; mov.b64 z, {$6, $7};"
