@@ -1,0 +1,71 @@
+"""The house: who may import whom, what is public, what is shipped."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import triton_gelu
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "triton_gelu"
+ROWS = [
+    {"_formulas", "_layout", "_reference"},
+    {"_kernels", "_launch"},
+    {"_seam"},
+    {"_fused", "_transforms"},
+    {"_graph", "_operators", "_sharding"},
+    {"_ops"},
+    {"functional"},
+    {"modules", "_deferred"},
+    {"_survey"},
+    {"audio", "fuse"},
+    {"__init__"},
+]
+LATE = {("_operators", "_graph"), ("_ops", "_sharding")}  # imported inside a function, when first needed
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= (
+                {f"{node.module}.{name.name}" for name in node.names} if node.module == "triton_gelu" else {node.module}
+            )
+    return found
+
+
+def test_a_module_imports_only_from_rows_above_its_own() -> None:
+    place = {name: row for row, names in enumerate(ROWS) for name in names}
+    files = {file.stem: file for file in PACKAGE.glob("*.py")}
+    assert set(files) == set(place)
+    for name, file in files.items():
+        for target in imports(file):
+            other = target.removeprefix("triton_gelu.").split(".")[0]
+            if target.startswith("triton_gelu.") and (name, other) not in LATE:
+                assert place[other] < place[name], f"{name} imports {other}"
+
+
+def test_the_package_knows_nothing_of_its_tests_and_measurements() -> None:
+    for file in PACKAGE.glob("*.py"):
+        assert not {name.split(".")[0] for name in imports(file)} & {"perf", "tests", "numpy", "matplotlib"}
+
+
+def test_every_public_name_is_there() -> None:
+    assert sorted(triton_gelu.__all__) == sorted(set(triton_gelu.__all__))
+    assert all(hasattr(triton_gelu, name) for name in triton_gelu.__all__)
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert tops == {"triton_gelu", f"triton_gelu-{triton_gelu.__version__}.dist-info"}
+    assert "triton_gelu/py.typed" in zipfile.ZipFile(wheel).namelist()
