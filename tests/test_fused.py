@@ -35,7 +35,8 @@ def test_the_second_backward_pass_is_the_derivative_of_the_first(
     for our, true in zip(ours, truth, strict=True):
         assert our is not None
         assert our.dtype == dtype
-        torch.testing.assert_close(our.double(), true, rtol=4 * torch.finfo(dtype).eps, atol=16 * torch.finfo(dtype).eps)
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(our.double(), true, rtol=4 * eps, atol=16 * eps)
 
 
 @pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)], ids=str)
