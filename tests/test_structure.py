@@ -13,8 +13,8 @@ import triton_gelu
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "triton_gelu"
 ROWS = [
-    {"_formulas", "_layout", "_reference"},
-    {"_kernels", "_launch"},
+    {"_formulas", "_layout", "_pages"},
+    {"_kernels", "_launch", "_reference"},
     {"_seam"},
     {"_fused", "_transforms"},
     {"_graph", "_operators", "_sharding"},
