@@ -45,7 +45,7 @@ KERNEL = "triton_gelu kernel"
 SIGNS = {KERNEL: 0, f"{KERNEL}, high": 1, f"{KERNEL}, low": -1}
 MAXIMUM, NEARLY_ALL, ROUNDED, CURVE = "largest error", "error of 99.9 %", "correctly rounded", "error curve"
 WORST = 1e38  # stands for infinity and beyond, which a row can't hold
-EDGES = np.linspace(-14.0, 6.0, 81)
+EDGES = torch.linspace(-14.0, 6.0, 81).tolist()
 
 
 def ours(x: Tensor, approximate: str) -> Tensor:
@@ -102,51 +102,46 @@ def points(dtype: torch.dtype, count: int = 400_000) -> Tensor:
     """Every number of a 16-bit type; of float32 log-spaced ones over the range and uniform ones where GELU bends."""
     if dtype != torch.float32:
         return truth.every(dtype)
-    generator = np.random.default_rng(0)
-    sizes = [np.exp2(generator.uniform(-126, 127.9, count // 4)), generator.uniform(0, 14, count // 4)]
-    positive = np.concatenate(sizes)
-    ends = [0.0, np.inf, -np.inf, np.nan]
-    return torch.from_numpy(np.concatenate([-positive, positive, ends]).astype(np.float32))
+    uniform = torch.rand(2, count // 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    positive = torch.cat([torch.exp2(uniform[0] * 253.9 - 126), uniform[1] * 14])
+    ends = torch.tensor([0.0, math.inf, -math.inf, math.nan])
+    return torch.cat([-positive, positive, ends]).float()
 
 
-def errors(function: Function, x: Tensor, approximate: str, direction: str) -> tuple[np.ndarray, np.ndarray]:
+def errors(function: Function, x: Tensor, approximate: str, direction: str) -> tuple[Tensor, Tensor]:
     """Errors in ulp at every x, and which of them count."""
-    u = x.double().numpy()
+    u = x.double()
     if direction == "forward":
         true = truth.gelu(u, approximate)
-        scale = np.abs(true)
+        scale = true.abs()
         got = function(x, approximate)
     else:
         true = truth.gelu(u, approximate, 1)
         scale = truth.largest_term(u, approximate, 1)
         leaf = x.clone().requires_grad_()
         (got,) = torch.autograd.grad(function(leaf, approximate).sum(), leaf)
-    with np.errstate(invalid="ignore"):
-        return truth.ulps(got, true, None if direction == "forward" else scale), ~(scale < FLUSHED)
+    return truth.ulps(got, true, scale), ~(scale < FLUSHED)
 
 
 def rows(dtype_name: str, approximate: str, direction: str) -> Iterator[Row]:
     """The rows of one dtype, formula and direction, from the columns that this process can compute."""
     dtype = DTYPES[dtype_name]
     x = points(dtype)
-    u = x.double().numpy()
+    u = x.double()
     for provider, function in functions(approximate).items():
         with silicon.approximate(SIGNS.get(provider, 0)), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             error, counts = errors(function, x, approximate, direction)
-        finite = error[counts & np.isfinite(u)]
-        worst = np.minimum(finite, WORST)
-        ends = error[~np.isfinite(u)]
-        note = "" if not ends.any() else f"wrong at {', '.join(sorted({str(e) for e in u[~np.isfinite(u)][ends > 0]}))}"
-        curve = [
-            float(worst[inside].max()) if (inside := _between(u[counts & np.isfinite(u)], low, high)).any() else None
-            for low, high in pairwise(EDGES)
-        ]
+        wrong = u[~u.isfinite() & (error > 0)].unique().tolist()
+        note = f"wrong at {', '.join(map(str, wrong))}" if wrong else ""
+        counts &= u.isfinite()
+        worst = error[counts].clamp_max(WORST)
+        curve = [worst[(low <= u[counts]) & (u[counts] < high)].tolist() for low, high in pairwise(EDGES)]
         for metric, unit, value, remark in (
             (MAXIMUM, "ulp", worst.max(), note),
-            (NEARLY_ALL, "ulp", np.quantile(worst, 0.999), ""),
-            (ROUNDED, "share", np.mean(worst <= 0.5), ""),
-            (CURVE, "ulp", worst.max(), json.dumps([c if c is None else float(f"{c:.3g}") for c in curve])),
+            (NEARLY_ALL, "ulp", worst.quantile(0.999), ""),
+            (ROUNDED, "share", (worst <= 0.5).double().mean(), ""),
+            (CURVE, "ulp", worst.max(), json.dumps([float(f"{max(part):.3g}") if part else None for part in curve])),
         ):
             yield Row(
                 kind="accuracy",
@@ -165,11 +160,6 @@ def rows(dtype_name: str, approximate: str, direction: str) -> Iterator[Row]:
                 path="interpreter" if INTERPRETED else "CPU path",
                 **results.context(),
             )
-
-
-def _between(u: np.ndarray, low: float, high: float) -> np.ndarray:
-    inside: np.ndarray = (u >= low) & (u < high)
-    return inside
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

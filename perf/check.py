@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from perf import truth
 from perf.cases import Case, Inputs
 
 EPS32 = torch.finfo(torch.float32).eps
@@ -68,7 +69,7 @@ def _expected(case: Case, inputs: Inputs) -> Iterator[Expected]:
     weight = None if inputs.weight is None else inputs.weight.double()
     bias = torch.zeros((), device=x.device) if inputs.bias is None else along(inputs.bias.double(), case)
     u = (x if weight is None else x @ weight.mT) + bias
-    gate, slope = gate_and_slope(u, case.approximate)
+    gate, slope, _ = truth.gate(u, case.approximate)
     y, dydu = u * gate, gate + u * slope
 
     roundings = (u * dydu).abs() + (u * u * slope).abs() + 2 * y.abs()  # of u, 1.702 u, the gate and y
@@ -105,14 +106,3 @@ def along(bias: Tensor, case: Case) -> Tensor:
     """The bias as a view that adds along the case's dimension."""
     assert case.dim is not None
     return bias.view([-1 if dim == case.dim % len(case.shape) else 1 for dim in range(len(case.shape))])
-
-
-def gate_and_slope(u: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
-    """C and C' of `gelu(u) = u C(u)` (Hendrycks and Gimpel, arXiv:1606.08415), free of cancellation."""
-    if approximate == "none":
-        density = torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)
-        return torch.special.erfc(-u / math.sqrt(2)) / 2, density
-    linear, cubic = (1.702, 0.0) if approximate == "sigmoid" else (2 * math.sqrt(2 / math.pi), 0.044715)
-    inner, rate = linear * (u + cubic * u**3), linear * (1 + 3 * cubic * u * u)
-    gate = torch.sigmoid(inner)
-    return gate, rate * gate * torch.sigmoid(-inner)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import FuncFormatter
 
-from perf.accuracy import CURVE, DTYPES, EDGES, KERNEL
+from perf.accuracy import CURVE, EDGES, KERNEL
 from perf.plot import BLUE, GREEN, GREY, SKY, VERMILION, head, human, origin, style
 from perf.results import Row
 from perf.table import grouped
-from perf.truth import PRECISION
 
 LOOKS: Mapping[str, tuple[str, str, str, float]] = {  # provider: label, colour, line, width
     "textbook": ("textbook, 0.5x(1 + ...)", GREEN, ":", 2.0),
@@ -36,14 +36,14 @@ def draw(rows: Sequence[Row]) -> Iterator[tuple[str, Picture]]:
 def errors(rows: Sequence[Row], dtype: str, direction: str) -> Picture:
     """Largest error between the edges, a panel a formula."""
     panels = grouped(sorted(rows, key=lambda row: list(FORMULAS).index(row.approximate)), lambda row: row.approximate)
-    bits = next(PRECISION[each][0] for each in DTYPES.values() if str(each).endswith(f".{dtype}"))
+    nothing = 2 / torch.finfo(getattr(torch, dtype)).eps
     what = "GELU" if direction == "forward" else "the derivative of GELU"
     with style():
         picture = Picture(figsize=(1.2 + 3.6 * len(panels), 4.4))
         head(picture, f"Digits of {what} that are wrong, {dtype}", f"largest error near each x; {origin(rows)}")
         axes = picture.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, (approximate, mine) in zip(axes, panels.items(), strict=True):
-            panel(axis, mine, nothing=2.0**bits)
+            panel(axis, mine, nothing=nothing)
             axis.set_title(FORMULAS[approximate])
         axes[0].set_ylabel("error in ulp (units in the last place)")
         handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}

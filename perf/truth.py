@@ -1,89 +1,66 @@
 """What GELU and its derivatives are, in float64, and how far a result lies from it, in ulp.
 
-The formulas are written on a = |x| with nothing cancelling in the tails; a test holds them against multiple precision.
+GELU is an input times a gate, `gelu(u) = u C(u)` (Hendrycks and Gimpel, arXiv:1606.08415). Nothing cancels in the gate
+or in its derivatives, so the tails keep their digits; a test holds them against multiple precision.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
-Array = npt.NDArray[np.float64]
-
-# Significand bits and the least exponent of a normal number.
-PRECISION = {torch.float16: (11, -14), torch.bfloat16: (8, -126), torch.float32: (24, -126)}
+FAR = 1000.0  # every gate has long become 0 or 1
 
 
-def gelu(x: Array, approximate: str, order: int = 0) -> Array:
-    """The value (order 0), first (1) or second (2) derivative of GELU at float64 `x`."""
-    with np.errstate(over="ignore", under="ignore"):
-        a = np.minimum(np.abs(x), 1000.0)  # everything has vanished by 1000
-        tail, density, bend = _exact(a) if approximate == "none" else _logistic(a, approximate)
-        if order == 0:
-            result: Array = np.maximum(x, 0.0) - a * tail
-        elif order == 1:
-            fall = tail - a * density
-            result = np.where(x < 0, fall, 1 - fall)
-        else:
-            result = 2 * density + a * bend
-    return np.where(np.isnan(x), np.nan, result)
-
-
-def largest_term(x: Array, approximate: str, order: int) -> Array:
-    """The largest term of the sum that a derivative is, C + x C' or 2 C' + x C'': rounding errors scale with it."""
-    a = np.minimum(np.abs(x), 1000.0)
-    tail, density, bend = _exact(a) if approximate == "none" else _logistic(a, approximate)
-    if order == 1:
-        return np.maximum(np.where(x < 0, tail, 1 - tail), a * density)
-    return np.maximum(2 * density, np.abs(a * bend))
-
-
-def _exact(a: Array) -> tuple[Array, Array, Array]:
-    """C(-a), C'(a), C''(a) of the normal distribution."""
-    tail = 0.5 * torch.special.erfc(torch.from_numpy(np.ascontiguousarray(a)) / math.sqrt(2)).numpy()
-    density = np.exp(-a * a / 2) / math.sqrt(2 * math.pi)
-    return tail, density, -a * density
-
-
-def _logistic(a: Array, approximate: str) -> tuple[Array, Array, Array]:
-    """C(-a), C'(a), C''(a) of C = 1 / (1 + exp(-z))."""
+def gate(u: Tensor, approximate: str) -> tuple[Tensor, Tensor, Tensor]:
+    """C, C' and C'' at a float64 `u`."""
+    u = u.clamp(-FAR, FAR)
+    if approximate == "none":
+        density = torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)
+        return torch.special.erfc(-u / math.sqrt(2)) / 2, density, -u * density
     linear, cubic = (1.702, 0.0) if approximate == "sigmoid" else (2 * math.sqrt(2 / math.pi), 0.044715)
-    cubic *= linear
-    slope, bend = linear + 3 * cubic * a * a, 6 * cubic * a
-    q = np.exp(-(linear * a + cubic * a * a * a))
-    tail = q / (1 + q)
-    density = slope * q / (1 + q) ** 2
-    return tail, density, density * (bend / slope - slope * (1 - q) / (1 + q))
+    z, slope, bend = linear * (u + cubic * u**3), linear * (1 + 3 * cubic * u * u), linear * 6 * cubic * u
+    rising, falling = torch.sigmoid(z), torch.sigmoid(-z)
+    density = slope * rising * falling
+    return rising, density, density * (bend / slope + slope * (falling - rising))
 
 
-def spacing(truth: Array, dtype: torch.dtype) -> Array:
-    """One ulp of `dtype` at `truth`: the distance between representable numbers of its binade."""
-    bits, least = PRECISION[dtype]
-    exponent = np.where(truth == 0, least, np.frexp(np.where(np.isfinite(truth), truth, 1.0))[1] - 1)
-    spaces: Array = np.ldexp(1.0, np.maximum(exponent, least) - (bits - 1))
-    return spaces
+def gelu(u: Tensor, approximate: str, order: int = 0) -> Tensor:
+    """The value (order 0), first (1) or second (2) derivative of GELU at a float64 `u`."""
+    if order == 0:
+        return u.clamp_min(-FAR) * gate(u, approximate)[0]
+    first, second = _terms(u, approximate, order)
+    return first + second
 
 
-def ulps(result: torch.Tensor, truth: Array, scale: Array | None = None) -> Array:
+def largest_term(u: Tensor, approximate: str, order: int) -> Tensor:
+    """The largest term of the sum that a derivative is, C + u C' or 2 C' + u C'': rounding errors scale with it."""
+    first, second = _terms(u, approximate, order)
+    return torch.maximum(first, second.abs())
+
+
+def _terms(u: Tensor, approximate: str, order: int) -> tuple[Tensor, Tensor]:
+    derivatives = gate(u, approximate)
+    return order * derivatives[order - 1], u.clamp(-FAR, FAR) * derivatives[order]
+
+
+def spacing(truth: Tensor, dtype: torch.dtype) -> Tensor:
+    """One ulp of `dtype` at |truth|: the distance between neighbouring numbers of its binade."""
+    info = torch.finfo(dtype)
+    exponent = torch.frexp(truth.abs().clamp(info.tiny, info.max)).exponent - 1
+    return info.eps * torch.exp2(exponent.double())
+
+
+def ulps(result: Tensor, truth: Tensor, scale: Tensor | None = None) -> Tensor:
     """|result - truth| in ulp of `truth` (or of `scale`); infinities and NaNs that agree count as 0, others as inf."""
-    got = result.detach().double().numpy()
-    with np.errstate(invalid="ignore"):
-        error = np.abs(got - truth) / spacing(truth if scale is None else scale, result.dtype)
-    agree = (got == truth) | (np.isnan(got) & np.isnan(truth))
-    errors: Array = np.where(agree, 0.0, np.where(np.isnan(error), np.inf, error))
-    return errors
+    got = result.detach().double()
+    error = (got - truth).abs() / spacing(truth if scale is None else scale, result.dtype)
+    agree = (got == truth) | (got.isnan() & truth.isnan())
+    return torch.where(agree, 0.0, error.nan_to_num(nan=math.inf))
 
 
-def every(dtype: torch.dtype) -> torch.Tensor:
+def every(dtype: torch.dtype) -> Tensor:
     """All 65,536 numbers of a 16-bit type."""
     return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-
-
-def correctly_rounded(truth: Array, dtype: torch.dtype) -> Any:
-    """`truth` rounded once to `dtype`, through integers rather than through float32."""
-    unit = spacing(truth, dtype)
-    return torch.from_numpy(np.where(np.isfinite(truth), np.rint(truth / unit) * unit, truth)).to(dtype)

@@ -1,4 +1,4 @@
-"""What is true (float64, without cancellation), and how far from it a result may be."""
+"""A pass in float64, and how far from it a result may be."""
 
 import math
 from collections.abc import Callable
@@ -6,28 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from perf.truth import gelu, spacing
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FORMULAS = ("tanh", "none", "sigmoid")
-
-
-def gelu(u: Tensor, approximate: str) -> Tensor:
-    """GELU of a float64 tensor."""
-    if approximate == "none":
-        return u * 0.5 * torch.erfc(-u / math.sqrt(2))
-    return u * torch.sigmoid(_z(u, approximate))
-
-
-def dgelu(u: Tensor, approximate: str) -> Tensor:
-    """Its derivative."""
-    if approximate == "none":
-        return 0.5 * torch.erfc(-u / math.sqrt(2)) + u * torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)
-    z = _z(u, approximate)
-    dz = 1.702 if approximate == "sigmoid" else 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * u * u)
-    return torch.sigmoid(z) * (1 + u * dz * torch.sigmoid(-z))
-
-
-def _z(u: Tensor, approximate: str) -> Tensor:
-    return 1.702 * u if approximate == "sigmoid" else 2 * math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)
 
 
 def torch_gelu(u: Tensor, approximate: str) -> Tensor:
@@ -48,7 +30,7 @@ Triple = tuple[Tensor, Tensor, Tensor | None]
 def true_pass(x: Tensor, bias: Tensor | None, dy: Tensor, dim: int, approximate: str) -> Triple:
     """y, dx and dbias in float64."""
     u = x.double() + broadcast(None if bias is None else bias.double(), x, dim)
-    dx = dy.double() * dgelu(u, approximate)
+    dx = dy.double() * gelu(u, approximate, order=1)
     others = [d for d in range(x.ndim) if d != dim % x.ndim]
     dbias = None if bias is None else dx.sum(others) if others else dx
     return gelu(u, approximate), dx, dbias
@@ -61,13 +43,6 @@ def one_pass(function: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, bia
     y = function(x, bias)
     dx, *rest = torch.autograd.grad(y, [x] if bias is None else [x, bias], dy)
     return y.detach(), dx, rest[0] if rest else None
-
-
-def spacing(truth: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance of neighbouring numbers of a type at |truth|: one ulp."""
-    info = torch.finfo(dtype)
-    exponent = torch.frexp(truth.abs().clamp(min=info.tiny)).exponent - 1
-    return info.eps * torch.exp2(exponent.double())
 
 
 def assert_no_worse_than(baseline: Tensor, ours: Tensor, truth: Tensor, slack: Tensor | float = 0.0) -> None:
