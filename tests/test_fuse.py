@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import triton_gelu
 from triton_gelu import LinearGELU, fuse, unfuse
-from triton_gelu._deferred import GELUS
+from triton_gelu._deferred import GELUS, Deferred
 from triton_gelu.fuse import FusionReport
 
 Activation = Callable[[Tensor], Tensor]
@@ -379,6 +379,21 @@ def test_a_copy_and_a_pickle_are_models_of_their_own() -> None:
         nn.init.zeros_(twin.first.weight)
         assert not torch.equal(twin(x), model(x))
         assert fused(fuse(twin, x)) == [("first", "none")]
+
+
+def test_a_shallow_copy_runs_its_own_weights() -> None:
+    model, plain, x = make_fused()
+    for net in (model, plain):
+        twin = copy.copy(net)
+        twin._modules = {name: copy.copy(module) for name, module in net._modules.items()}
+        for module in twin.children():
+            module._parameters = {name: nn.Parameter(2 * p.detach()) for name, p in module._parameters.items()}
+        net.twin = twin
+    torch.testing.assert_close(model.twin(x), plain.twin(x))
+    compiled = torch.compile(model.twin, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), plain.twin(x))
+    assert not torch.allclose(model.twin(x), model(x))
+    assert type(model.twin.first(x)) is Deferred
 
 
 def test_hooks_see_what_they_saw_before() -> None:
