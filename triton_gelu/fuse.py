@@ -27,7 +27,7 @@ class Site:
     """A layer that an activation follows.
 
     Attributes:
-        name: of the layer, as in `named_modules`; of the module that calls the activation where no layer is known.
+        name: of the layer, as in `named_modules`; where none is known, of the module that computes what GELU takes.
         formula: "none", "tanh" or "sigmoid" as in `bias_gelu`, the name of another activation, or "?".
         fused: whether its bias is now added together with the GELU.
         reason: why not.
