@@ -97,6 +97,35 @@ def transformer_encoder() -> nn.Module:
     return nn.TransformerEncoder(layer, 2)
 
 
+def swin() -> nn.Module:
+    config = hf.SwinConfig(
+        **STILL, image_size=16, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=2,
+        drop_path_rate=0.0,
+    )  # fmt: skip
+    return hf.SwinModel(config, add_pooling_layer=False)
+
+
+def convnext() -> nn.Module:
+    return hf.ConvNextModel(hf.ConvNextConfig(num_stages=2, hidden_sizes=[16, 32], depths=[1, 1]))
+
+
+def bloom() -> nn.Module:
+    return hf.BloomModel(hf.BloomConfig(hidden_size=WIDTH, n_layer=2, n_head=2, vocab_size=TOKENS, use_cache=False))
+
+
+def opt() -> nn.Module:
+    config = hf.OPTConfig(
+        hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, ffn_dim=64, vocab_size=TOKENS,
+        word_embed_proj_dim=WIDTH, use_cache=False, dropout=0.0,
+    )  # fmt: skip
+    return hf.OPTModel(config)
+
+
+def modern_bert() -> nn.Module:
+    marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    return hf.ModernBertModel(hf.ModernBertConfig(**SIZE, **marks, vocab_size=TOKENS))
+
+
 SPECTRUM, IMAGE, SOUND = torch.randn(2, 8, 40), torch.randn(2, 3, 16, 16), torch.randn(2, 800)
 TEXT = torch.arange(12).view(2, 6)
 
@@ -125,11 +154,29 @@ CLIENTS = {
         lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**SIZE, **PATCHES)), "pixel_values", IMAGE,
         layers("encoder.layers.{}.mlp.fc1", "sigmoid"),
     ),
+    "SigLIP": Client(
+        lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**SIZE, **PATCHES)), "pixel_values", IMAGE,
+        [*layers("encoder.layers.{}.mlp.fc1", "tanh"), ("head.mlp.fc1", "tanh")],
+    ),
+    "Swin": Client(swin, "pixel_values", IMAGE, layers("encoder.layers.{}.blocks.0.mlp.fc1", "none")),
+    "ConvNeXt": Client(
+        convnext, "pixel_values", torch.randn(2, 3, 32, 32), layers("encoder.stages.{}.layers.0.pwconv1", "none")
+    ),
+    "BLOOM": Client(bloom, "input_ids", TEXT, layers("h.{}.mlp.dense_h_to_4h", "tanh")),
+    "SqueezeBERT": Client(
+        lambda: hf.SqueezeBertModel(hf.SqueezeBertConfig(**SIZE, **STILL, vocab_size=TOKENS, embedding_size=WIDTH)),
+        "input_ids", TEXT, layers("encoder.layers.{}.intermediate.conv1d", "none"),
+    ),
     "nn.TransformerEncoder": Client(
         transformer_encoder, "src", torch.randn(2, 6, WIDTH), layers("layers.{}.linear1", "none")
     ),
     "T5 v1.1": Client(t5("gated-gelu"), "input_ids", TEXT),
     "T5 with ReLU": Client(t5("relu"), "input_ids", TEXT),
+    "OPT": Client(opt, "input_ids", TEXT),
+    "ModernBERT": Client(modern_bert, "input_ids", TEXT),
+    "ESM": Client(
+        lambda: hf.EsmModel(hf.EsmConfig(**SIZE, **STILL, vocab_size=TOKENS, pad_token_id=1)), "input_ids", TEXT
+    ),
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import triton_gelu
 from triton_gelu import LinearGELU, fuse, unfuse
-from triton_gelu._deferred import GELUS
+from triton_gelu._deferred import GELUS, Deferred
 from triton_gelu.fuse import FusionReport
 
 Activation = Callable[[Tensor], Tensor]
@@ -80,6 +80,13 @@ class TwoWeights(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.gelu(F.linear(x, self.w1, self.b1)), self.w2, self.b2)
+
+
+class OwnLinear(nn.Linear):
+    """A product and a sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T + self.bias
 
 
 class LoRA(nn.Module):
@@ -272,11 +279,18 @@ def test_convolutions_are_fused(kind: str, dim: int) -> None:
     assert_same(results(model, x), results(plain, x), 1e-5)
 
 
+def quantized() -> nn.Module:
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU())
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str, str]] = {
     "no bias": (lambda: Net(layer=nn.Linear(8, 16, bias=False)), "first", "none", "no bias"),
     "ReLU": (lambda: Net(F.relu), "first", "relu", "relu is not GELU"),
     "gated": (lambda: Net(USES["a gate"]), "first", "none", "gated: GELU of a part, by chunk"),
     "LoRA": (lambda: Net(layer=LoRA()), "first.base_layer", "none", "add comes before the GELU"),
+    "a sum": (lambda: Net(layer=OwnLinear(8, 16)), "first", "none", "GELU of what add returns"),
+    "quantised": (quantized, "0", "none", "GELU of what to returns"),
     "a second consumer": (lambda: Net(USES["a second consumer"]), "first", "none", "its output also goes into add"),
     "a wrong formula": (lambda: Net(WrongGELU()), "first", "?", "a formula with sigmoid that is not recognised"),
     "dropout": (
@@ -289,6 +303,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_is_not_fused_is_reported_with_the_reason(what: str) -> None:
     make, *expected = REFUSED[what]
@@ -379,6 +394,21 @@ def test_a_copy_and_a_pickle_are_models_of_their_own() -> None:
         nn.init.zeros_(twin.first.weight)
         assert not torch.equal(twin(x), model(x))
         assert fused(fuse(twin, x)) == [("first", "none")]
+
+
+def test_a_shallow_copy_runs_its_own_weights() -> None:
+    model, plain, x = make_fused()
+    for net in (model, plain):
+        twin = copy.copy(net)
+        twin._modules = {name: copy.copy(module) for name, module in net._modules.items()}
+        for module in twin.children():
+            module._parameters = {name: nn.Parameter(2 * p.detach()) for name, p in module._parameters.items()}
+        net.twin = twin
+    torch.testing.assert_close(model.twin(x), plain.twin(x))
+    compiled = torch.compile(model.twin, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), plain.twin(x))
+    assert not torch.allclose(model.twin(x), model(x))
+    assert type(model.twin.first(x)) is Deferred
 
 
 def test_hooks_see_what_they_saw_before() -> None:
@@ -488,6 +518,23 @@ def test_it_works_under_fsdp2(layerwise: bool) -> None:
         fully_shard(part, mesh=mesh)
     ours = results(model, x)
     assert_same([t.full_tensor() if hasattr(t, "full_tensor") else t for t in ours], expected, 1e-5)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_sharded_layers_are_reported() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_module, distribute_tensor
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    mesh = init_device_mesh("cpu", (1,))
+    parallel = parallelize_module(Net(), mesh, {"first": ColwiseParallel()})
+    assert [(site.name, site.reason) for site in fuse(parallel, torch.randn(2, 8))] == [
+        ("first", "forward hooks on first")
+    ]
+    sharded = distribute_module(Net(), mesh)
+    assert [(site.name, site.reason) for site in fuse(sharded, distribute_tensor(torch.randn(2, 8), mesh))] == [
+        ("first", "DTensor operands")
+    ]
 
 
 @pytest.mark.slow

@@ -71,6 +71,7 @@ class Origin:
     """Where a tensor comes from: a function, perhaps of the output of a layer, or arithmetic on nothing else."""
 
     function: str
+    module: str
     layer: Layer | None
     arithmetic: bool
 
@@ -146,7 +147,7 @@ class Survey(TorchFunctionMode):
             self._outputs[output] = self._layer(PRODUCERS[func](*args, **kwargs), output)
             return
         arithmetic = stem is not None and name in ARITHMETIC
-        origin = Origin(name, stem if arithmetic else next(iter(layers), None), arithmetic)
+        origin = Origin(name, self._stack[-1].name, stem if arithmetic else next(iter(layers), None), arithmetic)
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor) and leaf not in self._outputs:
                 self._origins[leaf] = origin
@@ -172,13 +173,21 @@ class Survey(TorchFunctionMode):
     def _loose(self, x: Tensor, formula: str) -> Loose:
         origin = self._origins.get(x)
         if origin is None:
-            return Loose(self._stack[-1].name, formula, "GELU of what comes from outside")
+            return self._hooked(formula) or Loose(self._stack[-1].name, formula, "GELU of what comes from outside")
         layer = origin.layer
         if layer is None:
-            return Loose(self._stack[-1].name, formula, f"GELU of what {origin.function} returns")
+            return Loose(origin.module, formula, f"GELU of what {origin.function} returns")
         gated = x.ndim >= -layer.dim and x.shape[layer.dim] < layer.width
         reason = f"gated: GELU of a part, by {origin.function}" if gated else f"{origin.function} comes before the GELU"
         return Loose(layer.stack[-1].name, formula, reason)
+
+    def _hooked(self, formula: str) -> Loose | None:
+        """A GELU of what a hook has made, probably, of the output of the last layer."""
+        for layer in self.layers[-1:]:
+            for frame in layer.stack:
+                if frame.module._forward_hooks and frame not in self._stack and not layer.uses:
+                    return Loose(layer.stack[-1].name, formula, f"forward hooks on {frame.name}")
+        return None
 
 
 PROBE = torch.linspace(-8, 8, 1601, dtype=torch.float64)

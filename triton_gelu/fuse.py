@@ -27,7 +27,7 @@ class Site:
     """A layer that an activation follows.
 
     Attributes:
-        name: of the layer, as in `named_modules`; of the module that calls the activation where no layer is known.
+        name: of the layer, as in `named_modules`; where none is known, of the module that computes what GELU takes.
         formula: "none", "tanh" or "sigmoid" as in `bias_gelu`, the name of another activation, or "?".
         fused: whether its bias is now added together with the GELU.
         reason: why not.
@@ -64,8 +64,8 @@ def fuse(model: nn.Module, *example_args: Any, **example_kwargs: Any) -> FusionR
     A layer is whatever calls `torch.nn.functional.linear`, a convolution or `torch.addmm`; a GELU is a call of
     `torch.nn.functional.gelu` from anywhere, or a module without state, named after GELU, that computes one. The
     example only chooses the layers: a model that uses their outputs in other ways, now or later, stays right.
-    Parameters, state_dict, hooks and training mode stay; deep copies, pickling and compiling work. Fusing again changes
-    nothing. Only before a shallow copy of a layer (`copy.copy`, `nn.DataParallel`) it has to be undone by `unfuse`.
+    Parameters, state_dict, hooks and training mode stay; copies, deep or shallow, pickling and compiling work. Fusing
+    again changes nothing.
 
     Args:
         model: any module. The example leaves its buffers and the random state as they were.
@@ -98,26 +98,46 @@ def unfuse(model: nn.Module) -> None:
             patch.remove()
 
 
+CALLED = "called module"
+"""The keyword by which a hook tells a patch whose forward it is, as shallow copies share both. No name, so nobody's."""
+
+
+def _tell(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {**kwargs, CALLED: module}
+
+
 class _Patch:
     """A `forward` in place of a module's own. It is copied and pickled with the module."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.previous: Callable[..., Any] | None = vars(module).get("forward")
+        self.hook = module.register_forward_pre_hook(_tell, with_kwargs=True)
         vars(module)["forward"] = self
 
     def remove(self) -> None:
+        self.hook.remove()
         del vars(self.module)["forward"]
         if self.previous is not None:
             vars(self.module)["forward"] = self.previous
 
-    @property
-    def original(self) -> Callable[..., Any]:
-        return self.previous or partial(type(self.module).forward, self.module)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = kwargs.pop(CALLED, self.module)
+        return self.run(self.original(module), args, kwargs)
+
+    def run(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What happens in place of `original(*args, **kwargs)`."""
+        raise NotImplementedError
+
+    def original(self, module: nn.Module) -> Callable[..., Any]:
+        """The forward of `module` that this one has replaced."""
+        if isinstance(self.previous, _Patch):
+            return partial(self.previous, **{CALLED: module})
+        return self.previous or partial(type(module).forward, module)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.original)
+        return inspect.signature(self.previous or partial(type(self.module).forward, self.module))
 
     @property
     def __code__(self) -> CodeType:  # torch.export reads it
@@ -136,23 +156,23 @@ class _Layer(_Patch):
         self.ordinals = frozenset(ordinals)
         self.way = tuple(way)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if any(module._forward_hooks for module in self.way):
-            return self.original(*args, **kwargs)
+            return original(*args, **kwargs)
         with Deferring(self.ordinals):
-            return self.original(*args, **kwargs)
+            return original(*args, **kwargs)
 
 
 class _Around(_Patch):
     """The forward of a module with a layer and its GELU inside: while PyTorch compiles, it brings them together."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not torch.compiler.is_compiling():
-            return self.original(*args, **kwargs)
+            return original(*args, **kwargs)
         watches.append(Watch())
         try:
             with watches[-1]:
-                return self.original(*args, **kwargs)
+                return original(*args, **kwargs)
         finally:
             watches.pop()
 
@@ -164,9 +184,9 @@ class _WrittenOut(_Patch):
         super().__init__(module)
         self.formula = formula
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         fused = fused_gelu(args[0], self.formula) if len(args) == 1 and not kwargs else None
-        return self.original(*args, **kwargs) if fused is None else fused
+        return original(*args, **kwargs) if fused is None else fused
 
 
 def _apply(survey: Survey) -> FusionReport:

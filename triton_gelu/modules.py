@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,34 @@ class BiasGELU(nn.Module):
         return f"{self.num_features}, dim={self.dim}, approximate={self.approximate!r}"
 
 
-class LinearGELU(nn.Linear):
+class _LayerGELU(nn.Module):
+    """A layer of torch's, followed by GELU: the product by PyTorch, then its bias and GELU in one pass."""
+
+    dim: int
+    bias: Any  # a parameter or None, whatever the types of torch say
+    approximate: Approximate
+
+    def __init__(self, *args: Any, approximate: Approximate) -> None:
+        check_approximate(approximate)
+        super().__init__(*args)
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.product(x))
+
+    def product(self, x: Tensor) -> Tensor:
+        """The first half: what torch's layer gives without its bias."""
+        raise NotImplementedError
+
+    def activation(self, product: Tensor) -> Tensor:
+        """The second half: GELU of `product + bias`."""
+        return bias_gelu(product, self.bias, dim=self.dim, approximate=self.approximate)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, approximate={self.approximate!r}"
+
+
+class LinearGELU(_LayerGELU, nn.Linear):
     """GELU of a linear map: the product by PyTorch, then its bias and GELU in one pass.
 
     Args:
@@ -86,6 +113,8 @@ class LinearGELU(nn.Linear):
     Raises:
         ValueError: approximate is unknown.
     """
+
+    dim = -1
 
     def __init__(
         self,
@@ -97,22 +126,19 @@ class LinearGELU(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_approximate(approximate)
-        super().__init__(in_features, out_features, bias, device, dtype)
-        self.approximate: Approximate = approximate
+        super().__init__(in_features, out_features, bias, device, dtype, approximate=approximate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(linear(x, self.weight))
-
-    def activation(self, product: Tensor) -> Tensor:
-        """The second half: GELU of `product + bias`."""
-        return bias_gelu(product, self.bias, approximate=self.approximate)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, approximate={self.approximate!r}"
+    def product(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
 
 
-class Conv1dGELU(nn.Conv1d):
+class _ConvGELU(_LayerGELU):
+    def product(self, x: Tensor) -> Tensor:
+        y: Tensor = self._conv_forward(x, self.weight, None)  # type: ignore[operator]
+        return y
+
+
+class Conv1dGELU(_ConvGELU, nn.Conv1d):
     """GELU of a convolution over `[N, C, L]` or `[C, L]`: the convolution by PyTorch, then bias and GELU in one pass.
 
     Args:
@@ -121,6 +147,8 @@ class Conv1dGELU(nn.Conv1d):
     Raises:
         ValueError: approximate is unknown.
     """
+
+    dim = -2
 
     def __init__(
         self,
@@ -138,20 +166,13 @@ class Conv1dGELU(nn.Conv1d):
         *,
         approximate: Approximate = "tanh",
     ) -> None:
-        check_approximate(approximate)
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self.approximate: Approximate = approximate
-
-    def forward(self, x: Tensor) -> Tensor:
-        return bias_gelu(self._conv_forward(x, self.weight, None), self.bias, dim=-2, approximate=self.approximate)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, approximate={self.approximate!r}"
+            in_channels, out_channels, kernel_size, stride, padding,
+            dilation, groups, bias, padding_mode, device, dtype, approximate=approximate,
+        )  # fmt: skip
 
 
-class Conv2dGELU(nn.Conv2d):
+class Conv2dGELU(_ConvGELU, nn.Conv2d):
     """GELU of a convolution over `[N, C, H, W]` or `[C, H, W]`: the two-dimensional `Conv1dGELU`.
 
     Args:
@@ -160,6 +181,8 @@ class Conv2dGELU(nn.Conv2d):
     Raises:
         ValueError: approximate is unknown.
     """
+
+    dim = -3
 
     def __init__(
         self,
@@ -177,17 +200,10 @@ class Conv2dGELU(nn.Conv2d):
         *,
         approximate: Approximate = "tanh",
     ) -> None:
-        check_approximate(approximate)
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self.approximate: Approximate = approximate
-
-    def forward(self, x: Tensor) -> Tensor:
-        return bias_gelu(self._conv_forward(x, self.weight, None), self.bias, dim=-3, approximate=self.approximate)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, approximate={self.approximate!r}"
+            in_channels, out_channels, kernel_size, stride, padding,
+            dilation, groups, bias, padding_mode, device, dtype, approximate=approximate,
+        )  # fmt: skip
 
 
 class MLP(nn.Module):
@@ -231,7 +247,7 @@ class MLP(nn.Module):
             return self._both(x)
         # Whoever hooks fc1 (sharding, say) must see it called, so then the product is computed again too.
         hooked = self.fc1._forward_pre_hooks or self.fc1._forward_hooks
-        first, second = (x, self._both) if hooked else (linear(x, self.fc1.weight), self._second)
+        first, second = (x, self._both) if hooked else (self.fc1.product(x), self._second)
         y: Tensor = checkpoint(second, first, use_reentrant=False, preserve_rng_state=False)
         return y
 
