@@ -18,6 +18,7 @@ COMMANDS = {  # each is the module of that name, with add_arguments(parser) and 
     "accuracy": "errors against the truth, over every input where that is possible",
     "plot": "draw pictures of rows",
     "compare": "what changed between two result files",
+    "readme": "rewrite the README's figures from the committed rows",
     "fit": "fit the polynomials of the formulas and print their errors",
 }
 MISUSED = 2
