@@ -40,6 +40,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 FORMULAS = ("tanh", "none", "sigmoid")
 DIRECTIONS = ("forward", "backward")
 FLUSHED = 2.0**-120
+CPU = torch.device("cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNEL = "triton_gelu kernel"
 SIGNS = {KERNEL: 0, f"{KERNEL}, high": 1, f"{KERNEL}, low": -1}
@@ -82,8 +83,10 @@ def _argument(u: Tensor) -> Tensor:
     return math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)
 
 
-def functions(approximate: str) -> dict[str, Function]:
-    """The columns that this process can compute."""
+def functions(approximate: str, device: torch.device) -> dict[str, Function]:
+    """The columns that this process can compute on a device."""
+    if device.type != "cpu":
+        return {"triton_gelu": ours, "torch": eager, "torch.compile": torch.compile(eager, dynamic=True)}
     if INTERPRETED:
         return dict.fromkeys(SIGNS, ours)
     columns: dict[str, Function] = {
@@ -111,7 +114,7 @@ def points(dtype: torch.dtype, count: int = 400_000) -> Tensor:
 
 def errors(function: Function, x: Tensor, approximate: str, direction: str) -> tuple[np.ndarray, np.ndarray]:
     """Errors in ulp at every x, and which of them count."""
-    u = x.double().numpy()
+    u = x.cpu().double().numpy()
     if direction == "forward":
         true = truth.gelu(u, approximate)
         scale = np.abs(true)
@@ -122,15 +125,18 @@ def errors(function: Function, x: Tensor, approximate: str, direction: str) -> t
         leaf = x.clone().requires_grad_()
         (got,) = torch.autograd.grad(function(leaf, approximate).sum(), leaf)
     with np.errstate(invalid="ignore"):
-        return truth.ulps(got, true, None if direction == "forward" else scale), ~(scale < FLUSHED)
+        return truth.ulps(got.detach().cpu(), true, None if direction == "forward" else scale), ~(scale < FLUSHED)
 
 
-def rows(dtype_name: str, approximate: str, direction: str) -> Iterator[Row]:
-    """The rows of one dtype, formula and direction, from the columns that this process can compute."""
+def rows(dtype_name: str, approximate: str, direction: str, device: torch.device = CPU) -> Iterator[Row]:
+    """The rows of one dtype, formula and direction, from the columns that this process can compute on a device."""
     dtype = DTYPES[dtype_name]
-    x = points(dtype)
-    u = x.double().numpy()
-    for provider, function in functions(approximate).items():
+    x = points(dtype).to(device)
+    u = x.cpu().double().numpy()
+    name, path = ("Triton interpreter", "interpreter") if INTERPRETED else ("CPU", "CPU path")
+    if device.type != "cpu":
+        name, path = torch.cuda.get_device_name(device), "Triton kernel"
+    for provider, function in functions(approximate, device).items():
         with silicon.approximate(SIGNS.get(provider, 0)), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             error, counts = errors(function, x, approximate, direction)
@@ -161,8 +167,8 @@ def rows(dtype_name: str, approximate: str, direction: str) -> Iterator[Row]:
                 unit=unit,
                 value=float(value),
                 note=remark,
-                device="Triton interpreter" if INTERPRETED else "CPU",
-                path="interpreter" if INTERPRETED else "CPU path",
+                device=name,
+                path=path,
                 **results.context(),
             )
 
