@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: sweep test test-all lint clean
+.PHONY: sweep gpu test test-all lint clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -13,6 +13,9 @@ BIN := .venv/bin
 
 sweep: .venv/ready
 	$(BIN)/python -m perf measure --set quick --plot
+
+gpu: .venv/ready
+	$(BIN)/python -m perf gpu
 
 lint: .venv/ready
 	$(BIN)/ruff check .

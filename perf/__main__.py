@@ -18,6 +18,10 @@ COMMANDS = {  # each is the module of that name, with add_arguments(parser) and 
     "accuracy": "errors against the truth, over every input where that is possible",
     "plot": "draw pictures of rows",
     "compare": "what changed between two result files",
+    "report": "the same in Markdown, with pictures, for a pull request",
+    "gpu": "all of it on a GPU in a quarter of an hour, packed to be sent back",
+    "notebooks": "execute the notebooks and keep their outputs",
+    "readme": "rewrite the README's figures from the committed rows",
     "fit": "fit the polynomials of the formulas and print their errors",
 }
 MISUSED = 2
@@ -30,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = importlib.import_module(f"perf.{name}")
     except ModuleNotFoundError as missing:
-        return complain(name, f"{missing}. The development set-up has it: make venv, or pip install -e '.[dev]'")
+        return complain(name, f"{missing}. The development set-up has it: pip install -e '.[dev]'")
     parser = argparse.ArgumentParser(
         prog=f"python -m perf {name}",
         description=command.__doc__,

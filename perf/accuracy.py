@@ -40,6 +40,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 FORMULAS = ("tanh", "none", "sigmoid")
 DIRECTIONS = ("forward", "backward")
 FLUSHED = 2.0**-120
+CPU = torch.device("cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 KERNEL = "triton_gelu kernel"
 SIGNS = {KERNEL: 0, f"{KERNEL}, high": 1, f"{KERNEL}, low": -1}
@@ -82,8 +83,10 @@ def _argument(u: Tensor) -> Tensor:
     return math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)
 
 
-def functions(approximate: str) -> dict[str, Function]:
-    """The columns that this process can compute."""
+def functions(approximate: str, device: torch.device) -> dict[str, Function]:
+    """The columns that this process can compute on a device."""
+    if device.type != "cpu":
+        return {"triton_gelu": ours, "torch": eager, "torch.compile": torch.compile(eager, dynamic=True)}
     if INTERPRETED:
         return dict.fromkeys(SIGNS, ours)
     columns: dict[str, Function] = {
@@ -110,7 +113,7 @@ def points(dtype: torch.dtype, count: int = 400_000) -> Tensor:
 
 def errors(function: Function, x: Tensor, approximate: str, direction: str) -> tuple[Tensor, Tensor]:
     """Errors in ulp at every x, and which of them count."""
-    u = x.double()
+    u = x.cpu().double()
     if direction == "forward":
         true = truth.gelu(u, approximate)
         scale = true.abs()
@@ -120,15 +123,18 @@ def errors(function: Function, x: Tensor, approximate: str, direction: str) -> t
         scale = truth.largest_term(u, approximate, 1)
         leaf = x.clone().requires_grad_()
         (got,) = torch.autograd.grad(function(leaf, approximate).sum(), leaf)
-    return truth.ulps(got, true, scale), ~(scale < FLUSHED)
+    return truth.ulps(got.cpu(), true, scale), ~(scale < FLUSHED)
 
 
-def rows(dtype_name: str, approximate: str, direction: str) -> Iterator[Row]:
-    """The rows of one dtype, formula and direction, from the columns that this process can compute."""
+def rows(dtype_name: str, approximate: str, direction: str, device: torch.device = CPU) -> Iterator[Row]:
+    """The rows of one dtype, formula and direction, from the columns that this process can compute on a device."""
     dtype = DTYPES[dtype_name]
-    x = points(dtype)
-    u = x.double()
-    for provider, function in functions(approximate).items():
+    x = points(dtype).to(device)
+    u = x.cpu().double()
+    name, path = ("Triton interpreter", "interpreter") if INTERPRETED else ("CPU", "CPU path")
+    if device.type != "cpu":
+        name, path = torch.cuda.get_device_name(device), "Triton kernel"
+    for provider, function in functions(approximate, device).items():
         with silicon.approximate(SIGNS.get(provider, 0)), warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             error, counts = errors(function, x, approximate, direction)
@@ -156,8 +162,8 @@ def rows(dtype_name: str, approximate: str, direction: str) -> Iterator[Row]:
                 unit=unit,
                 value=float(value),
                 note=remark,
-                device="Triton interpreter" if INTERPRETED else "CPU",
-                path="interpreter" if INTERPRETED else "CPU path",
+                device=name,
+                path=path,
                 **results.context(),
             )
 

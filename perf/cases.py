@@ -191,7 +191,18 @@ def targets() -> tuple[Case, ...]:
     return product((mlp(TINY, batch=4), FOUNDING), approximates=("tanh", "none"), directions=DIRECTIONS)
 
 
-SETS: Sets = {"quick": quick, "full": full, "targets": targets}
+def gpu() -> tuple[Case, ...]:
+    """What a GPU's owner sends back: large shapes, where a kernel and not its launch is timed, and the smallest."""
+    largest = mlp(LARGE, batch=8)
+    sizes = (largest, mlp(TINY, batch=8), conv_stem(LARGE, batch=8)[0], FOUNDING, linear_gelu(TINY, batch=8))
+    return (
+        *product(sizes, dtypes=("bfloat16",), approximates=("tanh", "none"), directions=DIRECTIONS),
+        *product((largest,), dtypes=("float32", "float16"), approximates=("tanh", "none"), directions=DIRECTIONS),
+        *product((largest,), dtypes=("bfloat16",), approximates=("sigmoid",), directions=DIRECTIONS),
+    )
+
+
+SETS: Sets = {"quick": quick, "full": full, "targets": targets, "gpu": gpu}
 
 
 def add_arguments(parser: argparse.ArgumentParser, sets: Sets = SETS, directions: Sequence[str] = DIRECTIONS) -> None:

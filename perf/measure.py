@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -28,7 +30,7 @@ from typing import Any
 
 import torch
 
-from perf import cases, check, plot, providers, readings, results, table, timing
+from perf import cases, check, providers, readings, report, results, table, timing
 from perf.cases import Case
 from perf.progress import progress
 from perf.providers import COMPILED, Provider, Thunk
@@ -75,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="measure again what the output already has")
     parser.add_argument("--list", action="store_true", help="only list the cases")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument("--plot", action="store_true", help="write the table and a picture beside the output")
+    parser.add_argument("--plot", action="store_true", help="write a report and a picture beside the output")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,16 +99,24 @@ def run(args: argparse.Namespace) -> int:
     print(f"rows:    {output}")
     if args.plot:
         markdown = output.with_suffix(".md")
-        markdown.write_text(table.render(rows, markdown=True), encoding="utf-8")
-        pictures = plot.write(rows, output.with_suffix(".png"))
-        print(f"table:   {markdown}", *(f"picture: {picture}" for picture in pictures), sep="\n")
+        pictures = report.write(rows, markdown)
+        print(f"report:  {markdown}", *(f"picture: {picture}" for picture in pictures), sep="\n")
     return int(any(row.status == "failed" for row in rows))
 
 
 def sweep(
-    chosen: Sequence[Case], wanted: Mapping[str, Provider], machine: Machine, output: Path, *, fresh: bool = False
+    chosen: Sequence[Case],
+    wanted: Mapping[str, Provider],
+    machine: Machine,
+    output: Path,
+    *,
+    fresh: bool = False,
+    until: float = math.inf,
 ) -> bool:
-    """Append the rows of every case that the output does not have yet; False where Ctrl-C cut it short."""
+    """Append the rows of every case that the output does not have yet; False where Ctrl-C cut it short.
+
+    No case begins after `until`, on the clock of `time.monotonic`.
+    """
     done = set() if fresh or not output.exists() else answered(results.read(output), machine)
     missing = [case for case in chosen if not all((asked(case), name) in done for name in wanted)]
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of compilers would disturb the timing
@@ -114,6 +124,8 @@ def sweep(
     torch.set_num_threads(machine.threads)
     try:
         for case in progress(missing, str):
+            if time.monotonic() > until:
+                break
             for row in measured(case, wanted, machine):
                 results.append(output, row)
     except KeyboardInterrupt:

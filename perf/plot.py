@@ -11,9 +11,12 @@ examples:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ BLUE, SKY, VERMILION, ORANGE, GREEN, YELLOW, PURPLE, BLACK = (
     "#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#F0E442", "#CC79A7", "#000000",
 )  # fmt: skip
 GREY = "#8A8A8A"
+DIGEST = "Description"  # where a PNG says from which rows it was drawn
 PROVIDER_COLOURS: Mapping[str, str] = {  # PyTorch is blue, this package is red, compiled is the lighter of the two
     "eager": BLUE,
     "torch.compile": SKY,
@@ -104,9 +108,15 @@ def write(rows: Iterable[Row], path: Path) -> list[Path]:
     written = []
     for name, figure in figures:
         target = path if len(figures) == 1 else path.with_name(f"{path.stem}-{name}{path.suffix}")
-        figure.savefig(target)
+        figure.savefig(target, metadata={DIGEST: digest(newest)} if target.suffix == ".png" else None)
         written.append(target)
     return written
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """What tells a picture of these rows from one of others."""
+    text = "\n".join(json.dumps(asdict(row)) for row in rows)
+    return f"rows {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -34,7 +34,8 @@ COPY = "copy"  # the provider of the bandwidth that the others are held against
 RATIO = "ratio to {}"  # of times, to another provider's
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "perf" / "results"  # of this machine's own rows; committed ones are in perf/data
+FOLDER = ROOT / "perf" / "results"  # of this machine's own rows
+DATA = ROOT / "perf" / "data"  # of those that are committed
 SOURCES = ("triton_gelu", "perf")
 QUESTION = (
     "kind", "case", "shape", "dim", "dtype", "approximate", "direction", "provider", "metric", "device", "path",

@@ -463,7 +463,7 @@ def test_one_command_measures_prints_a_table_and_names_its_files(tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == [
-        f"table:   {output.with_suffix('.md')}",
+        f"report:  {output.with_suffix('.md')}",
         f"picture: {output.with_suffix('.png')}",
     ]
     assert all(output.with_suffix(suffix).exists() for suffix in (".jsonl", ".md", ".png"))

@@ -24,6 +24,7 @@ ROWS = [
     {"_survey"},
     {"audio", "fuse"},
     {"__init__"},
+    {"__main__"},
 ]
 LATE = {("_operators", "_graph"), ("_ops", "_sharding")}  # imported inside a function, when first needed
 

@@ -1,0 +1,89 @@
+"""On a machine with a GPU, in a quarter of an hour without a question: tests, errors, times, one file to send back.
+
+The file of rows, a report and its pictures are written to perf/data. Send them as a pull request: the README's table of
+measured times is made from them (`python -m perf readme`).
+
+examples:
+  python -m perf gpu
+  make gpu                 the same, with its environment set up first
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from perf import accuracy, cases, measure, providers, report, results
+from perf.cases import Case
+from perf.measure import Machine
+from perf.progress import progress
+from perf.results import DATA, ROOT, UserError
+from triton_gelu import _seam
+
+MINUTE = 60.0
+ALL_S, TESTS_S, REPORT_S = 15 * MINUTE, 7 * MINUTE, 0.5 * MINUTE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m perf gpu`."""
+    parser.add_argument("--output", type=Path, help="JSONL (default: perf/data/gpu-NAME.jsonl)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Test, measure, pack; 1 if a test failed or a result was wrong."""
+    until = time.monotonic() + ALL_S - REPORT_S
+    measure.refuse_interpreter()
+    machine = Machine(found(), threads=1, seconds=0.0)
+    output = args.output or DATA / f"gpu-{measure.slug(machine.name)}.jsonl"
+    tests = tested()
+    whole = pack(machine, cases.SETS["gpu"](), tuple(accuracy.DTYPES), output, until, tests)
+    print(f"tests:   {tests}\nrows:    {output}\nreport:  {output.with_suffix('.md')}")
+    print("To send them back: git add perf/data, run python -m perf readme, commit, open a pull request. Thank you!")
+    failed = any(row.status == "failed" for row in results.read(output))
+    return int(failed or not whole or "passed" not in tests or "failed" in tests or "error" in tests)
+
+
+def found() -> torch.device:
+    """The GPU. Raises `UserError`, saying what is missing, where kernels can't run on one."""
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        advice = "is its driver installed?" if built else "this build is for CPUs only, install one for your GPU"
+        raise UserError(f"PyTorch {torch.__version__} sees no GPU; {advice} (make gpu TORCH=...)")
+    if not _seam.triton_drives("cuda"):
+        raise UserError("Triton is not installed, or does not drive this GPU: pip install triton")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def tested() -> str:
+    """The last line of the test run: the same tests as anywhere, on the GPU."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, timeout=TESTS_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"error: not done after {TESTS_S / MINUTE:.0f} minutes"
+    print(done.stdout, file=sys.stderr)
+    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else f"error: exit code {done.returncode}"
+
+
+def pack(
+    machine: Machine, chosen: Sequence[Case], dtypes: Sequence[str], output: Path, until: float, tests: str
+) -> bool:
+    """Append the device's errors and, as far as time goes, its times; write the report. False after Ctrl-C."""
+    for dtype, formula, way in progress([*product(dtypes, accuracy.FORMULAS, accuracy.DIRECTIONS)], " ".join):
+        for row in accuracy.rows(dtype, formula, way, machine.device):
+            results.append(output, row)
+    whole = measure.sweep(chosen, dict(providers.PROVIDERS), machine, output, until=until)
+    remark = f"Tests on {machine.name}: {tests}"
+    report.write(results.read(output), output.with_suffix(".md"), [remark])
+    return whole

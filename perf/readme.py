@@ -1,0 +1,188 @@
+"""Rewrite the README's figures, and redraw its pictures, from the committed rows.
+
+Every number lies between a line `<!-- rows: NAME -->` and the next `<!-- end -->`; a picture carries a digest of the
+rows it was drawn from. So a test can tell what is stale, and this command mends it.
+
+examples:
+  python -m perf readme            after new rows in perf/data
+  python -m perf readme --check    only name what is stale; the exit code is 1 if anything is
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from perf import accuracy, plot, results, table, truth
+from perf.figures import HEADROOM, INSTRUCTIONS, LIBRARY
+from perf.gpus import GPUS
+from perf.results import DATA, ROOT, Row, UserError
+
+README = ROOT / "README.md"
+BLOCK = re.compile(r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+FORMULAS = {"tanh": "tanh", "none": "exact", "sigmoid": "sigmoid"}
+WIDTH = "width 4096"  # the case of static figures
+SILICON = "kernel, worst silicon"
+ACCURACY = {  # line of the table: the providers it is the worst of
+    SILICON: tuple(accuracy.SIGNS),
+    "CPU path": ("triton_gelu, CPU",),
+    "PyTorch": ("torch",),
+}
+PICTURES: Mapping[str, tuple[str, Callable[[Row], bool]]] = {  # picture: file of rows, which of them
+    "headroom.png": ("static.jsonl", lambda row: True),
+    "headroom-bf16.png": ("static.jsonl", lambda row: (row.case, row.dtype) == (WIDTH, "bfloat16")),
+    "quick.png": ("quick.jsonl", lambda row: True),
+    "error-float32-forward.png": (
+        "accuracy.jsonl",
+        lambda row: (row.dtype, row.direction) == ("float32", "forward"),
+    ),
+}
+RATIOS = (("triton_gelu", "eager"), ("triton_gelu compiled", "torch.compile"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m perf readme`."""
+    parser.add_argument("--check", action="store_true", help="change nothing, name what is stale")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Name what is stale, and mend it unless asked not to."""
+    old = README.read_text(encoding="utf-8")
+    new, pictures = rewritten(old), stale_pictures()
+    stale = [*([README] if new != old else []), *pictures]
+    for path in stale:
+        print(f"{'stale' if args.check else 'rewritten'}: {path.relative_to(ROOT)}")
+    if args.check:
+        return int(bool(stale))
+    README.write_text(new, encoding="utf-8")
+    for path in pictures:
+        plot.write(pictured(path.name), path)
+    return 0
+
+
+def rewritten(text: str) -> str:
+    """The README with every block filled from the rows. Raises `UserError` for a name that no block has."""
+
+    def filled(match: re.Match[str]) -> str:
+        opening, name, closing = match.groups()
+        if name not in BLOCKS:
+            raise UserError(f"README.md: no block is named {name!r}; there are {', '.join(BLOCKS)}")
+        return "\n".join([opening.rstrip(), *BLOCKS[name](), closing])
+
+    return BLOCK.sub(filled, text)
+
+
+def stale_pictures() -> list[Path]:
+    """The pictures that are missing, or were drawn from other rows than are committed now."""
+    return [DATA / name for name in PICTURES if drawn_from(DATA / name) != plot.digest(pictured(name))]
+
+
+def pictured(name: str) -> list[Row]:
+    """The rows that a picture shows."""
+    file, shown = PICTURES[name]
+    return results.latest(filter(shown, committed(file)))
+
+
+def drawn_from(path: Path) -> str:
+    """The digest of rows that a picture carries; empty where there is none."""
+    if not path.exists():
+        return ""
+    with Image.open(path) as picture:
+        return str(picture.info.get(plot.DIGEST, ""))
+
+
+def committed(pattern: str) -> list[Row]:
+    """The newest answers of the committed files of that name."""
+    return results.latest(row for file in sorted(DATA.glob(pattern)) for row in results.read(file))
+
+
+def static() -> Iterator[str]:
+    """Headroom and instructions in bf16, ours and those of a plain kernel, a column a GPU."""
+    rows = [row for row in committed("static.jsonl") if (row.case, row.dtype) == (WIDTH, "bfloat16")]
+    targets = [target for target in GPUS if any(row.device == target for row in rows)]
+    yield from markdown(
+        ["bf16, 16384 x 4096", *(GPUS[target].name.split()[0] for target in targets)],
+        [
+            [f"{FORMULAS[formula]} {direction}", *(headroom_cell(mine, target) for target in targets)]
+            for (formula, direction), mine in table.grouped(rows, lambda row: (row.approximate, row.direction)).items()
+        ],
+    )
+
+
+def headroom_cell(rows: Iterable[Row], target: str) -> str:
+    """Our headroom and instructions an element, then the plain kernel's."""
+    mine = [row for row in rows if row.device == target]
+    ours = {row.metric: row.value for row in mine if row.provider == LIBRARY}
+    plain = {row.metric: row.value for row in mine if "flat index" in row.provider}
+    return " / ".join(f"{each[HEADROOM]:.2f} ({each[INSTRUCTIONS]:.0f})" for each in (ours, plain) if each)
+
+
+def errors() -> Iterator[str]:
+    """The largest error in ulp, a line a formula and road, a column a dtype."""
+    rows = [row for row in committed("accuracy.jsonl") if row.metric == accuracy.MAXIMUM and row.direction == "forward"]
+    roads = {**ACCURACY, **{row.device: ("triton_gelu",) for row in rows if row.path == "Triton kernel"}}
+    body = []
+    for formula, label in FORMULAS.items():
+        for road, providers in roads.items():
+            mine = [row for row in rows if row.approximate == formula and row.provider in providers]
+            body.append([f"{label}, {road}", *(worst(mine, dtype) for dtype in accuracy.DTYPES.values())])
+    yield from markdown(["largest error in ulp", *accuracy.DTYPES], body)
+
+
+def worst(rows: Iterable[Row], dtype: torch.dtype) -> str:
+    """The largest error in a dtype, or that no digit is right."""
+    values = [row.value or 0.0 for row in rows if f"torch.{row.dtype}" == str(dtype)]
+    bits, _ = truth.PRECISION[dtype]
+    return "" if not values else "no digit right" if max(values) >= 2.0 ** (bits - 1) else f"{max(values):.3g}"
+
+
+def cpu() -> Iterator[str]:
+    """Times over PyTorch's on the CPU."""
+    rows = committed("targets.jsonl")
+    yield from ratios(rows)
+    yield f"\n{plot.origin(rows)}."
+
+
+def gpu() -> Iterator[str]:
+    """Times over PyTorch's on every GPU that somebody sent rows of."""
+    rows = [row for row in committed("gpu-*.jsonl") if row.kind == "measured" and row.path == "Triton kernel"]
+    if not rows:
+        yield "**No GPU has run this code yet**: no row measured on one has been committed. `make gpu` makes them."
+    for mine in table.grouped(rows, lambda row: row.device).values():
+        yield from ratios(mine)
+        yield f"\n{plot.origin(mine)}.\n"
+
+
+def ratios(rows: Sequence[Row]) -> Iterator[str]:
+    """A line a case: eager to eager, compiled to compiled."""
+    found = {(row.provider, row.metric, asked(row)): row.value for row in rows}
+    yield from markdown(
+        ["time / PyTorch's", "eager", "compiled"],
+        [
+            [", ".join(question), *(
+                f"{value:.2f}" if (value := found.get((mine, results.RATIO.format(rival), question))) else ""
+                for mine, rival in RATIOS
+            )]
+            for question in dict.fromkeys(map(asked, rows))
+        ],
+    )  # fmt: skip
+
+
+def asked(row: Row) -> tuple[str, ...]:
+    """A case in words."""
+    sizes = " x ".join(map(str, row.shape))
+    return sizes, row.dtype, FORMULAS[row.approximate], row.direction.replace("_", " + ")
+
+
+def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table in Markdown, numbers to the right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    yield from (f"| {' | '.join(line)} |" for line in (head, rule, *body))
+
+
+BLOCKS: Mapping[str, Callable[[], Iterator[str]]] = {"static": static, "errors": errors, "cpu": cpu, "gpu": gpu}

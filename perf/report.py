@@ -1,0 +1,67 @@
+"""A Markdown report of rows, with its pictures beside it: for a pull request, or to read.
+
+On GitHub drag each picture onto its line.
+
+examples:
+  python -m perf report                                   the newest file in perf/results
+  python -m perf report mine.jsonl --dtype bf16 --output report.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from perf import accuracy, plot, results, table
+from perf.results import Row
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m perf report`: those of `plot`."""
+    plot.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, keep what is asked for, write, name the files."""
+    files = args.files or [plot.newest(results.FOLDER)]
+    rows = [row for file in files for row in results.read(file) if plot.kept(row, args)]
+    path = (args.output or files[0]).with_suffix(".md")
+    pictures = write(rows, path)
+    print(f"report:  {path}", *(f"picture: {picture}" for picture in pictures), sep="\n")
+    return 0
+
+
+def write(rows: Iterable[Row], path: Path, remarks: Sequence[str] = ()) -> list[Path]:
+    """Write the report and draw its pictures beside it; these."""
+    newest = results.latest(rows)
+    pictures = plot.write(newest, path.with_suffix(".png"))
+    parts = [*remarks, *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
+    for kind, mine in table.grouped(newest, lambda row: row.kind).items():
+        parts.append(TABLES[kind](mine))
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return pictures
+
+
+def measured(rows: Sequence[Row]) -> str:
+    """Times, one table a formula, dtype and direction."""
+    return table.render(rows, markdown=True)
+
+
+def static(rows: Sequence[Row]) -> str:
+    """Counts of kernels that never ran."""
+    from perf import table_static  # which asks for Triton
+
+    return f"```text\n{table_static.render(rows)}\n```"
+
+
+def errors(rows: Sequence[Row]) -> str:
+    """Errors in ulp."""
+    parts = [
+        f"Errors in ulp, {device}:\n\n```text\n{accuracy.table(mine)}\n```"
+        for device, mine in table.grouped(rows, lambda row: row.device).items()
+    ]
+    return "\n\n".join(parts)
+
+
+TABLES = {"measured": measured, "static": static, "accuracy": errors}

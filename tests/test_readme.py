@@ -1,0 +1,130 @@
+"""What the documents say: figures are those of the rows, commands run, links lead somewhere."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from perf import __main__ as command_line
+from perf import plot, readme, results
+from perf.results import ROOT, UserError
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+SMALLER = {  # options that make a long command short, or only ask it for help
+    "measure": ["--shape", "4,8", "--provider", "triton_gelu", "--seconds", "0"],
+    "report": ["--help"],
+    "compare": ["--help"],
+    "accuracy": ["--help"],
+    "fit": ["--help"],
+    "notebooks": ["--help"],
+    "readme": ["--check"],
+}
+
+
+def fenced(language: str) -> list[str]:
+    return [code for file in DOCUMENTS for name, code in FENCED.findall(file.read_text()) if name == language]
+
+
+COMMANDS = sorted({
+    command for code in fenced("sh") for line in code.splitlines() for command in line.split(" && ")
+})  # fmt: skip
+
+
+def test_every_figure_is_that_of_the_committed_rows() -> None:
+    text = readme.README.read_text()
+    assert readme.rewritten(text) == text, "stale: run python -m perf readme"
+    assert set(re.findall(r"<!-- rows: (\w+) -->", text)) == set(readme.BLOCKS)
+    assert len(text.splitlines()) < 120
+
+
+def test_every_picture_was_drawn_from_the_committed_rows() -> None:
+    assert readme.stale_pictures() == [], "stale: run python -m perf readme"
+    shown = set(re.findall(r"\(perf/data/([\w-]+\.png)\)", readme.README.read_text()))
+    assert shown == set(readme.PICTURES)
+
+
+def test_a_stale_figure_and_a_stale_picture_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = readme.README.read_text()
+    spoilt = re.sub(r"\| (\d)\.(\d\d) ", r"| \g<1>.\g<2>9 ", text, count=1)
+    assert spoilt != text
+    assert readme.rewritten(spoilt) == text
+    data = tmp_path / "data"
+    shutil.copytree(results.DATA, data)
+    monkeypatch.setattr(readme, "DATA", data)
+    assert readme.stale_pictures() == []
+    results.append(data / "targets.jsonl", results.read(data / "quick.jsonl")[0])
+    assert readme.stale_pictures() == []
+    quick = results.read(data / "quick.jsonl")
+    results.append(data / "quick.jsonl", readme_row(quick))
+    assert [path.name for path in readme.stale_pictures()] == ["quick.png"]
+    (data / "headroom.png").unlink()
+    assert [path.name for path in readme.stale_pictures()] == ["headroom.png", "quick.png"]
+    assert plot.digest(quick) != plot.digest(quick[1:])
+
+
+def readme_row(rows: list[results.Row]) -> results.Row:
+    from dataclasses import replace
+
+    return replace(rows[0], value=2 * (rows[0].value or 1.0))
+
+
+def test_a_block_that_nobody_fills_is_refused() -> None:
+    with pytest.raises(UserError, match="no block is named 'nothing'; there are static"):
+        readme.rewritten("<!-- rows: nothing -->\n<!-- end -->")
+
+
+def test_links_lead_to_files() -> None:
+    for file in DOCUMENTS:
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", file.read_text()):
+            assert (ROOT / target).exists(), f"{file.name} links to {target}"
+
+
+@pytest.mark.parametrize("code", fenced("python"))
+def test_the_example_runs_and_its_comments_are_true(code: str) -> None:
+    found: dict[str, torch.Tensor] = {}
+    exec(code, found)
+    plain = torch.nn.functional.gelu
+    torch.testing.assert_close(
+        found["y"], plain(torch.nn.functional.linear(found["x"], found["w"], found["b"]), approximate="tanh")
+    )
+    torch.testing.assert_close(found["z"], plain(found["x"]))
+    assert found["b"].grad is not None
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_in_the_documents_runs(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(command)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if words[0] == "make":
+        if not shutil.which("make"):
+            pytest.skip("this machine has no make")
+        done = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert ".venv/bin/" in done.stdout
+    elif words[0] == "pip":
+        assert words == ["pip", "install", "."]  # tests/test_structure.py builds and installs it
+    elif words[0] == "git":
+        assert (ROOT / words[-1]).is_dir()
+    elif words[1:3] == ["-m", "triton_gelu"]:
+        done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    else:
+        assert words[1:3] == ["-m", "perf"]
+        name, *given = words[3:]
+        extra = SMALLER[name]
+        if name == "measure":
+            extra = [*extra, "--output", str(tmp_path / "rows.jsonl")]
+        code = 0
+        try:
+            code = command_line.main([name, *given, *extra])
+        except SystemExit as end:
+            assert end.code == 0
+        assert code == 0
+        assert capsys.readouterr().out or name == "readme"
