@@ -3,7 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: sweep gpu test test-all lint clean
+.PHONY: sweep gpu test test-all matrix lint clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,5 +28,21 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest
 
+# The suite on other versions, each in an environment of its own: make matrix MATRIX='torch==2.9.1,triton==3.5.1'.
+# Counts of instructions belong to one compiler, so tests/test_analyse.py stays out.
+MATRIX ?= torch==2.13.0,triton==3.7.1
+comma := ,
+
+matrix: $(MATRIX:%=.matrix/%/passed)
+
+.matrix/%/passed: FORCE
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $(subst $(comma), ,$*)
+	$(@D)/bin/python -m pip install --quiet --editable '.[dev]' $(subst $(comma), ,$*)
+	$(@D)/bin/python -m pytest -m 'not slow' --ignore tests/test_analyse.py
+	touch $@
+
+FORCE:
+
 clean:
-	rm -rf .venv dist
+	rm -rf .venv .matrix dist

@@ -1,8 +1,9 @@
-"""bias_gelu inside the rest of PyTorch. A test is a row of the README's table; its columns are the ways to call."""
+"""bias_gelu inside the rest of PyTorch. The tests in `ways` are the rows of the README's table."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
+from ways import README, TABLE, table, ways
 
 from triton_gelu import GELU, BiasGELU, _seam, bias_gelu
 
@@ -38,15 +40,45 @@ def compiled(function: Function, backend: str = "aot_eager", **options: Any) -> 
     return torch.compile(function, fullgraph=True, backend=backend, **options)
 
 
+def sharded(along: int) -> Callable[[Function], Function]:
+    """Calls with x, the first argument, sharded along a dimension, and with the whole of the others, but for a bias."""
+
+    def shard(function: Function) -> Function:
+        def call(x: Tensor, *others: Tensor) -> Any:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.tensor import DTensor, Replicate, Shard
+
+            on = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+            x, *others = (DTensor.from_local(t, on, [Replicate()]) for t in (x, *others))
+            if along == x.ndim - 1:
+                others = [t.redistribute(placements=[Shard(0)]) for t in others]
+            return function(x.redistribute(placements=[Shard(along)]), *others).full_tensor()
+
+        return call
+
+    return shard
+
+
+def same(function: Function) -> Function:
+    return function
+
+
+def batched(function: Function) -> Function:
+    return vmap(function, (0, None))
+
+
 WAYS: dict[str, Callable[[Function], Function]] = {
-    "eager": lambda function: function,
-    "eager, no kernels": lambda function: function,
+    "eager": same,
+    "eager, no kernels": same,
     "compiled": compiled,
-    "functorch": lambda function: vmap(function, (0, None)),
-    "functorch, no kernels": lambda function: vmap(function, (0, None)),
+    "functorch": batched,
+    "functorch, no kernels": batched,
+    "distributed": sharded(0),
+    "distributed, along the bias": sharded(2),
 }
-every_way = pytest.mark.parametrize("way", WAYS)
-eager_or_compiled = pytest.mark.parametrize("way", ["eager", "eager, no kernels", "compiled"])
+EAGER = ("eager", "eager, no kernels")
+FUNCTORCH = ("functorch", "functorch, no kernels")
+DISTRIBUTED = ("distributed", "distributed, along the bias")
 
 
 @pytest.fixture(autouse=True)
@@ -71,14 +103,14 @@ def assert_same(ours: Any, theirs: Any, rtol: float = 1e-4, atol: float = 1e-5) 
     torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
 
 
-@every_way
+@ways(*EAGER, "compiled", *FUNCTORCH, *DISTRIBUTED)
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)], ids=str)
 def test_gradients(way: str, needs: tuple[bool, bool], device: str) -> None:
     args = [t.detach().requires_grad_(need) for t, need in zip(inputs(device), needs, strict=True)]
     assert_same(loss_and_gradients(WAYS[way](bias_gelu), *args), loss_and_gradients(plain, *args))
 
 
-@every_way
+@ways(*EAGER, "compiled", *FUNCTORCH, *DISTRIBUTED)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_no_grad_and_inference_mode(way: str, mode: Function, device: str) -> None:
     with mode():
@@ -89,8 +121,22 @@ def test_no_grad_and_inference_mode(way: str, mode: Function, device: str) -> No
         assert_same(y, plain(x, bias))
 
 
-@pytest.mark.parametrize("way", ["eager", "eager, no kernels", "functorch", "functorch, no kernels"])
-def test_second_and_third_derivatives(way: str, device: str) -> None:
+@ways(*EAGER, *FUNCTORCH, *DISTRIBUTED, compiled=91469)
+def test_second_derivatives(way: str, device: str) -> None:
+    x, bias = inputs(device)
+
+    def derivatives(function: Function) -> Any:
+        if "functorch" in way:
+            return hessian(summed(function), (0, 1))(x[0, :2, :3], bias[:3])
+        first = torch.autograd.grad(function(x, bias).square().sum(), (x, bias), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), (x, bias))
+
+    ours = bias_gelu if "functorch" in way else WAYS[way](bias_gelu)
+    assert_same(derivatives(ours), derivatives(plain), rtol=1e-3, atol=1e-3)
+
+
+@ways(*EAGER, *FUNCTORCH)
+def test_third_derivatives(way: str, device: str) -> None:
     x, bias = inputs(device)
     x, bias = x[0, :2, :3], bias[:3]
 
@@ -113,7 +159,7 @@ def test_a_second_derivative_of_a_compiled_function_is_refused(device: str) -> N
         dx.sum().backward()
 
 
-@eager_or_compiled
+@ways(*EAGER, "compiled")
 def test_forward_mode(way: str, device: str) -> None:
     x, bias = (t.detach() for t in inputs(device))
     with forward_ad.dual_level():
@@ -131,46 +177,86 @@ def summed(function: Function) -> Function:
     return lambda x, bias: function(x, bias).square().sum()
 
 
-TRANSFORMS: dict[str, Callable[[Function, Tensor, Tensor], Any]] = {
-    "grad": lambda f, x, b: grad(summed(f), (0, 1))(x, b),
-    "vjp": lambda f, x, b: vjp(f, x, b)[1](x),
-    "jvp": lambda f, x, b: jvp(f, (x, b), (x.cos(), b.cos())),
-    "vmap over x": lambda f, x, b: vmap(f, (1, None))(x, b),
-    "vmap over bias": lambda f, x, b: vmap(f, (None, 0))(x, torch.stack([b, -b])),
-    "vmap over both": lambda f, x, b: vmap(f, (1, 0), 1)(x, torch.stack([b, -b, b.cos(), b.sin()])),
-    "nested vmap": lambda f, x, b: vmap(vmap(f, (0, None)), (0, 0))(x, torch.stack([b, -b, b.cos()])),
-    "jacrev": lambda f, x, b: jacrev(f, (0, 1))(x[0, :2], b),
-    "jacfwd": lambda f, x, b: jacfwd(f, (0, 1))(x[0, :2], b),
-    "hessian": lambda f, x, b: hessian(summed(f), (0, 1))(x[0, :2], b),
-    "jacrev of jacrev": lambda f, x, b: jacrev(jacrev(summed(f)))(x[0, :2], b),
-    "per-sample gradients": lambda f, x, b: vmap(grad(summed(f), (0, 1)), (0, None))(x, b),
-    "an ensemble's gradients": lambda f, x, b: vmap(grad(summed(f), (0, 1)), (None, 0))(x, torch.stack([b, -b])),
-}
-
-
-QUICK = ("grad", "jvp", "vmap over x", "per-sample gradients")
-
-
-@pytest.mark.parametrize(
-    ("transform", "way"),
-    [
-        pytest.param(transform, way, marks=pytest.mark.slow if way == "compiled" and transform not in QUICK else ())
-        for transform in TRANSFORMS
-        for way in ("functorch", "functorch, no kernels", "compiled")
-    ],
-)
-def test_transforms(transform: str, way: str, device: str) -> None:
+def check_transform(way: str, device: str, transform: Callable[[Function, Tensor, Tensor], Any]) -> None:
     x, bias = (t.detach() for t in inputs(device))
-
-    def transformed(x: Tensor, bias: Tensor) -> Any:
-        return TRANSFORMS[transform](bias_gelu, x, bias)
-
-    ours = compiled(transformed, dynamic=False) if way == "compiled" else transformed
-    assert_same(ours(x, bias), TRANSFORMS[transform](plain, x, bias))
+    ours = functools.partial(transform, bias_gelu)
+    if way == "compiled":
+        ours = compiled(ours, dynamic=False)
+    assert_same(ours(x, bias), transform(plain, x, bias))
 
 
+transforms = ways(*FUNCTORCH, "compiled")
+slow_transforms = ways(*FUNCTORCH, "compiled", slow=("compiled",))
+
+
+@transforms
+def test_grad(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: grad(summed(f), (0, 1))(x, b))
+
+
+@slow_transforms
+def test_vjp(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: vjp(f, x, b)[1](x))
+
+
+@transforms
+def test_jvp(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: jvp(f, (x, b), (x.cos(), b.cos())))
+
+
+@transforms
+def test_vmap_over_x(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: vmap(f, (1, None))(x, b))
+
+
+@slow_transforms
+def test_vmap_over_bias(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: vmap(f, (None, 0))(x, torch.stack([b, -b])))
+
+
+@slow_transforms
+def test_vmap_over_both(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: vmap(f, (1, 0), 1)(x, torch.stack([b, -b, b.cos(), b.sin()])))
+
+
+@slow_transforms
+def test_nested_vmap(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: vmap(vmap(f, (0, None)), (0, 0))(x, torch.stack([b, -b, b.cos()])))
+
+
+@slow_transforms
+def test_jacrev(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: jacrev(f, (0, 1))(x[0, :2], b))
+
+
+@slow_transforms
+def test_jacfwd(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: jacfwd(f, (0, 1))(x[0, :2], b))
+
+
+@slow_transforms
+def test_hessian(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: hessian(summed(f), (0, 1))(x[0, :2], b))
+
+
+@slow_transforms
+def test_jacrev_of_jacrev(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: jacrev(jacrev(summed(f)))(x[0, :2], b))
+
+
+@transforms
+def test_per_sample_gradients(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: vmap(grad(summed(f), (0, 1)), (0, None))(x, b))
+
+
+@slow_transforms
+def test_gradients_of_an_ensemble(way: str, device: str) -> None:
+    check_transform(way, device, lambda f, x, b: vmap(grad(summed(f), (0, 1)), (None, 0))(x, torch.stack([b, -b])))
+
+
+@ways("eager")
 @pytest.mark.parametrize("approximate", ["tanh", "none", "sigmoid"])
-def test_gradcheck(approximate: str, device: str) -> None:
+def test_gradcheck(way: str, approximate: str, device: str) -> None:
     x, bias = (t.detach()[..., :3].double().requires_grad_() for t in inputs(device))
 
     def function(x: Tensor, bias: Tensor) -> Tensor:
@@ -183,7 +269,8 @@ def test_gradcheck(approximate: str, device: str) -> None:
     assert torch.autograd.gradgradcheck(function, (x, bias), check_fwd_over_rev=True, **options)
 
 
-def test_batched_gradients(device: str) -> None:
+@ways("eager")
+def test_batched_gradients(way: str, device: str) -> None:
     x, bias = inputs(device)
     ways = torch.randn(5, *x.shape, device=device)
     ours, theirs = (
@@ -193,7 +280,7 @@ def test_batched_gradients(device: str) -> None:
     assert_same(ours, theirs)
 
 
-@eager_or_compiled
+@ways(*EAGER, "compiled", "distributed")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(way: str, dtype: torch.dtype, device: str) -> None:
     """The Linear yields `dtype`, the bias stays in fp32: y has `dtype`, as F.gelu(F.linear(x, w, b)) has."""
@@ -209,7 +296,7 @@ def test_autocast(way: str, dtype: torch.dtype, device: str) -> None:
     assert_same((y, *gradients), (theirs, *expected), rtol=4 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
 
 
-@eager_or_compiled
+@ways(*EAGER, "compiled")
 def test_grad_scaler(way: str, device: str) -> None:
     layers = [nn.Sequential(nn.Linear(8, 8, bias=False, device=device), BiasGELU(8, device=device)) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
@@ -225,21 +312,25 @@ def test_grad_scaler(way: str, device: str) -> None:
     assert_same(layers[0].state_dict(), layers[1].state_dict(), rtol=1e-3, atol=1e-4)
 
 
-@eager_or_compiled
-@pytest.mark.parametrize("use_reentrant", [False, True], ids=["not reentrant", "reentrant"])
-def test_checkpoint(way: str, use_reentrant: bool, device: str) -> None:
-    if way == "compiled" and use_reentrant:
-        pytest.skip("Dynamo traces torch.utils.checkpoint with use_reentrant=False only")
+def checkpointed(x: Tensor, bias: Tensor) -> Any:
+    return checkpoint(bias_gelu, x, bias, use_reentrant=False)
 
-    def function(x: Tensor, bias: Tensor) -> Any:
-        return checkpoint(bias_gelu, x, bias, use_reentrant=use_reentrant)
 
+@ways(*EAGER, "compiled", "distributed")
+def test_checkpoint(way: str, device: str) -> None:
+    args = inputs(device)
+    assert_same(loss_and_gradients(WAYS[way](checkpointed), *args), loss_and_gradients(plain, *args))
+
+
+@ways(*EAGER)
+def test_reentrant_checkpoint(way: str, device: str) -> None:
     x, bias = inputs(device)
-    WAYS[way](function)(x, bias).square().sum().backward()
+    checkpoint(bias_gelu, x, bias, use_reentrant=True).square().sum().backward()
     assert_same([x.grad, bias.grad], loss_and_gradients(plain, x, bias)[1:])
 
 
-def test_selective_checkpoint(device: str) -> None:
+@ways("eager")
+def test_selective_checkpoint(way: str, device: str) -> None:
     from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
     saved = [torch.ops.triton_gelu.forward.default]
@@ -252,7 +343,7 @@ def test_selective_checkpoint(device: str) -> None:
     assert_same(loss_and_gradients(function, *args), loss_and_gradients(plain, *args))
 
 
-@eager_or_compiled
+@ways(*EAGER, "compiled", "distributed")
 def test_saved_tensor_hooks(way: str, device: str) -> None:
     args = inputs(device)
     with torch.autograd.graph.save_on_cpu():
@@ -260,7 +351,7 @@ def test_saved_tensor_hooks(way: str, device: str) -> None:
     assert_same(ours, loss_and_gradients(plain, *args))
 
 
-@every_way
+@ways(*EAGER, "compiled", *FUNCTORCH, *DISTRIBUTED)
 def test_hooks_two_backwards_and_retained_graphs(way: str, device: str) -> None:
     x, bias = inputs(device)
     seen: list[Tensor] = []
@@ -275,9 +366,10 @@ def test_hooks_two_backwards_and_retained_graphs(way: str, device: str) -> None:
         y.sum().backward()
 
 
+@ways("compiled")
 @pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
 @pytest.mark.parametrize("approximate", ["tanh", "none", "sigmoid"])
-def test_export(strict: bool, approximate: str, device: str) -> None:
+def test_export(way: str, strict: bool, approximate: str, device: str) -> None:
     layer = BiasGELU(8, approximate=approximate, device=device)
     x = inputs(device)[0].detach()
     batch = torch.export.Dim("batch", min=2, max=64)
@@ -289,8 +381,8 @@ def test_export(strict: bool, approximate: str, device: str) -> None:
     assert_same(program.module()(longer), layer(longer))
 
 
-@pytest.mark.slow
-def test_aot_inductor(tmp_path: Path, device: str) -> None:
+@ways("compiled", slow=("compiled",))
+def test_aot_inductor(way: str, tmp_path: Path, device: str) -> None:
     layer = nn.Sequential(nn.Linear(8, 8), BiasGELU(8)).to(device)
     x = inputs(device)[0].detach()
     package = torch._inductor.aoti_compile_and_package(
@@ -299,14 +391,16 @@ def test_aot_inductor(tmp_path: Path, device: str) -> None:
     assert_same(torch._inductor.aoti_load_package(package)(x), layer(x).detach())
 
 
+@ways("compiled")
 @pytest.mark.parametrize("dynamic", [pytest.param(True, marks=pytest.mark.slow), False], ids=["dynamic", "static"])
-def test_inductor(dynamic: bool, device: str) -> None:
+def test_inductor(way: str, dynamic: bool, device: str) -> None:
     args = inputs(device)
     function = compiled(lambda x, bias: 2 * bias_gelu(x.sin(), bias), backend="inductor", dynamic=dynamic)
     assert_same(loss_and_gradients(function, *args), loss_and_gradients(lambda x, b: 2 * plain(x.sin(), b), *args))
 
 
-def test_a_dimension_that_becomes_dynamic_recompiles_once(device: str) -> None:
+@ways("compiled")
+def test_a_dimension_that_becomes_dynamic_recompiles_once(way: str, device: str) -> None:
     compilations = 0
 
     def backend(graph: Any, examples: Any) -> Any:
@@ -344,8 +438,9 @@ OPERATORS = {
 }
 
 
+@ways("eager")
 @pytest.mark.parametrize("case", OPERATORS)
-def test_opcheck(case: str, device: str) -> None:
+def test_opcheck(way: str, case: str, device: str) -> None:
     x, bias = inputs(device)
     name = case.split()[0]
     args = [
@@ -369,7 +464,8 @@ def test_the_operators_compute_what_the_function_does(device: str) -> None:
         assert_same(second, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_fake_and_meta_tensors(device: str) -> None:
+@ways("eager")
+def test_fake_and_meta_tensors(way: str, device: str) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=False):
@@ -382,7 +478,8 @@ def test_fake_and_meta_tensors(device: str) -> None:
                 assert (dx.shape, dbias.shape) == (x.shape, bias.shape)
 
 
-def test_a_default_device(device: str) -> None:
+@ways("eager")
+def test_a_default_device(way: str, device: str) -> None:
     with torch.device(device):
         args = inputs(device)
         ours = loss_and_gradients(bias_gelu, *args)
@@ -413,8 +510,9 @@ class Wrapped(Tensor):
         return torch.utils._pytree.tree_map_only(Tensor, Wrapped, func(*args, **kwargs))
 
 
+@ways("eager")
 @pytest.mark.parametrize("subclass", [Tagged, Wrapped], ids=lambda subclass: subclass.__name__)
-def test_tensor_subclasses(subclass: type[Tensor], device: str) -> None:
+def test_tensor_subclasses(way: str, subclass: type[Tensor], device: str) -> None:
     x, bias = (t.detach() for t in inputs(device))
     wrap = Wrapped if subclass is Wrapped else lambda t: t.as_subclass(subclass)
     xs, biass = wrap(x).requires_grad_(), wrap(bias).requires_grad_()
@@ -426,7 +524,8 @@ def test_tensor_subclasses(subclass: type[Tensor], device: str) -> None:
     assert_same((unwrap(xs.grad), unwrap(biass.grad)), (dx, dbias))
 
 
-def test_modules_are_copied_pickled_saved_and_called_functionally(device: str) -> None:
+@ways("eager")
+def test_modules_are_copied_pickled_saved_and_called_functionally(way: str, device: str) -> None:
     for layer in (GELU("none"), BiasGELU(8, approximate="sigmoid", device=device)):
         x, _ = inputs(device)
         file = io.BytesIO()
@@ -437,10 +536,8 @@ def test_modules_are_copied_pickled_saved_and_called_functionally(device: str) -
         assert_same(functional_call(layer, dict(layer.named_parameters()), (x,)), layer(x))
 
 
-@pytest.mark.parametrize("way", ["eager", "eager, no kernels"])
+@ways(*EAGER)
 def test_threads(way: str, device: str) -> None:
-    if way == "eager" and _seam.INTERPRETED:
-        pytest.skip("Triton's interpreter patches triton.language while a kernel runs: one thread at a time")
     args = inputs(device)
     expected = loss_and_gradients(plain, *args)
     start = threading.Barrier(8)
@@ -462,6 +559,7 @@ def in_another_process(queue: Any, device: str) -> None:
     queue.put(all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(ours, theirs, strict=True)))
 
 
+@ways("eager")
 @pytest.mark.parametrize(
     "method",
     [
@@ -472,7 +570,7 @@ def in_another_process(queue: Any, device: str) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_fork_and_spawn_after_import(method: str, device: str) -> None:
+def test_fork_and_spawn_after_import(way: str, method: str, device: str) -> None:
     context = multiprocessing.get_context(method)
     queue = context.SimpleQueue()
     process = context.Process(target=in_another_process, args=(queue, device))
@@ -493,8 +591,12 @@ print(took)
 """
 
 
-@pytest.mark.slow
-def test_the_import_is_quick_and_touches_no_gpu() -> None:
+@ways("eager", slow=("eager",))
+def test_the_import_is_quick_and_touches_no_gpu(way: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     times = [float(subprocess.check_output([sys.executable, "-c", IMPORT], env=environment)) for _ in range(5)]
     assert min(times) < 0.1
+
+
+def test_the_table_in_the_readme_is_of_these_tests() -> None:
+    assert TABLE.findall(README.read_text()) == [table()], "python tests/ways.py"

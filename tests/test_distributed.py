@@ -1,21 +1,18 @@
-"""Two processes: sharded tensors, tensor-parallel and fully sharded MLPs, data parallelism, against one plain model."""
+"""Two processes, each with its half: sharded tensors, tensor-parallel and fully sharded MLPs, data parallelism, against one plain model."""
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from ways import RANKS, ways
 
 from triton_gelu import BiasGELU, bias_gelu
 
-pytestmark = pytest.mark.slow
-RANKS = 2
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 
 class MLP(nn.Module):
@@ -71,7 +68,8 @@ def mesh() -> Any:
     return init_device_mesh("cpu", (RANKS,))
 
 
-def sharded_tensors(rank: int) -> None:
+@ways("distributed")
+def test_sharded_tensors(way: str) -> None:
     from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
     on = mesh()
@@ -100,18 +98,20 @@ def sharded_tensors(rank: int) -> None:
                 torch.testing.assert_close(full(ours), theirs, rtol=1e-4, atol=1e-5)
 
 
-def partial_sums(rank: int) -> None:
+@ways("distributed")
+def test_partial_sums(way: str) -> None:
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     on = mesh()
     torch.manual_seed(0)
     x, bias = torch.randn(4, 8), torch.randn(8)
-    part = DTensor.from_local(x * (0.25 if rank else 0.75), on, [Partial()])
+    part = DTensor.from_local(x * (0.25 if torch.distributed.get_rank() else 0.75), on, [Partial()])
     y = bias_gelu(part, DTensor.from_local(bias, on, [Replicate()]))
     torch.testing.assert_close(full(y), F.gelu(x + bias, approximate="tanh"))
 
 
-def tensor_parallel(rank: int) -> None:
+@ways("distributed")
+def test_tensor_parallel_MLP(way: str) -> None:
     from torch.distributed.tensor import Shard, distribute_tensor
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -126,7 +126,8 @@ def tensor_parallel(rank: int) -> None:
     check_gradients(fused, plain)
 
 
-def tensor_parallel_compiled(rank: int) -> None:
+@ways("compiled, distributed")
+def test_compiled_sharded_tensors(way: str) -> None:
     from torch.distributed.tensor import Shard, distribute_tensor
 
     on = mesh()
@@ -139,7 +140,8 @@ def tensor_parallel_compiled(rank: int) -> None:
     torch.testing.assert_close(full(bs.grad), bias.grad)
 
 
-def fully_sharded(rank: int) -> None:
+@ways("distributed")
+def test_fully_sharded_MLP(way: str) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
@@ -152,41 +154,12 @@ def fully_sharded(rank: int) -> None:
         check_gradients(fused, plain, rtol=tolerance, atol=tolerance)
 
 
-def data_parallel(rank: int) -> None:
+@ways("distributed")
+def test_data_parallel_MLP(way: str) -> None:
     fused, plain, x = models()
     expected = loss(plain, x)
     parallel = nn.parallel.DistributedDataParallel(fused)
-    mean = loss(parallel, x.chunk(RANKS)[rank]).detach()
+    mean = loss(parallel, x.chunk(RANKS)[torch.distributed.get_rank()]).detach()
     torch.distributed.all_reduce(mean)
     torch.testing.assert_close(mean / RANKS, expected)
     check_gradients(fused, plain)
-
-
-def process(rank: int, port: int, body: Callable[[int], None]) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=RANKS)
-    try:
-        body(rank)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-@pytest.mark.parametrize(
-    "body",
-    [
-        sharded_tensors,
-        partial_sums,
-        tensor_parallel,
-        tensor_parallel_compiled,
-        fully_sharded,
-        data_parallel,
-    ],
-    ids=lambda body: body.__name__,
-)
-def test_two_processes_agree_with_one(body: Callable[[int], None]) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(process, (port, body), nprocs=RANKS)

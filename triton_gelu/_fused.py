@@ -159,7 +159,8 @@ class _Run:
 
     def __call__(self, *tensors: Tensor | None) -> None:
         if self.device.type == "cpu":
-            return self.launch(*tensors)
+            with _seam.turn:
+                return self.launch(*tensors)
         module = torch.get_device_module(self.device)
         if self.device.index == module.current_device():
             return self.launch(*tensors)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ except ImportError as error:
         raise
 
 INTERPRETED = kernels is not None and bool(kernels.INTERPRETED.value)
+turn = threading.Lock()
+"""One kernel at a time, in the interpreter: it patches triton.language while one runs."""
 
 try:
     from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
