@@ -1,4 +1,4 @@
-"""Two processes, each with its half: sharded tensors, tensor-parallel and fully sharded MLPs, data parallelism, against one plain model."""
+"""Two processes, each with its half: sharded tensors, tensor-parallel and fully sharded MLPs, data parallelism."""
 
 from __future__ import annotations
 
