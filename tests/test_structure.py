@@ -13,7 +13,7 @@ import triton_gelu
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "triton_gelu"
 ROWS = [
-    {"_formulas", "_layout", "_reference"},
+    {"_checks", "_formulas", "_layout", "_reference"},
     {"_kernels", "_launch"},
     {"_seam"},
     {"_fused", "_transforms"},
