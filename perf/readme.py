@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from perf import accuracy, plot, results, table, truth
+from perf import accuracy, plot, results, table
 from perf.figures import HEADROOM, INSTRUCTIONS, LIBRARY
 from perf.gpus import GPUS
 from perf.results import DATA, ROOT, Row, UserError
@@ -137,8 +137,8 @@ def errors() -> Iterator[str]:
 def worst(rows: Iterable[Row], dtype: torch.dtype) -> str:
     """The largest error in a dtype, or that no digit is right."""
     values = [row.value or 0.0 for row in rows if f"torch.{row.dtype}" == str(dtype)]
-    bits, _ = truth.PRECISION[dtype]
-    return "" if not values else "no digit right" if max(values) >= 2.0 ** (bits - 1) else f"{max(values):.3g}"
+    nothing = 1 / torch.finfo(dtype).eps
+    return "" if not values else "no digit right" if max(values) >= nothing else f"{max(values):.3g}"
 
 
 def cpu() -> Iterator[str]:

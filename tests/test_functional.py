@@ -249,3 +249,10 @@ def test_an_error_names_the_argument_and_what_came_and_was_expected(what: str) -
     args, kwargs, error, message = ERRORS[what]
     with pytest.raises(error, match=message):
         bias_gelu(*args, **kwargs)
+
+
+def test_an_argument_that_equals_a_known_one_is_still_checked() -> None:
+    bias_gelu(X, torch.zeros(8), dim=1)
+    for dim in (True, 1.0):
+        with pytest.raises(TypeError, match="dim must be an int"):
+            bias_gelu(X, torch.zeros(8), dim=dim)

@@ -1,10 +1,17 @@
 """The kernel road."""
 
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime import jit
 from truth import DTYPES, FORMULAS
 
-from triton_gelu import _fused
+from triton_gelu import _fused, _ops, _seam, bias_gelu
 
 
 @pytest.mark.parametrize("approximate", FORMULAS)
@@ -47,3 +54,78 @@ def test_the_second_backward_pass_computes_what_is_asked_for(needs: tuple[bool, 
     for wanted, one, same in zip(needs, some, everything, strict=True):
         assert (one is not None) == wanted
         assert one is None or same is None or torch.equal(one, same)
+
+
+class Compiler:
+    """A kernel that remembers for which tensors it was compiled, and which of those compiled ones was launched."""
+
+    def __init__(self) -> None:
+        self.compiled_for: list[tuple[Any, ...]] = []
+        self.launched: list[int] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def compile(*args: Any, num_warps: int, **constants: Any) -> Any:
+            number = len(self.compiled_for)
+            self.compiled_for.append(args)
+            return {grid: lambda *args: self.launched.append(number)}
+
+        return compile
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    compiler = Compiler()
+    monkeypatch.setattr(_seam, "kernels", SimpleNamespace(forward=compiler, backward=compiler, finish=compiler))
+    monkeypatch.setattr(_seam, "driver", lambda: compiler)
+    monkeypatch.setattr(_ops, "_calls", {})
+    return compiler
+
+
+def shifted(dtype: torch.dtype, *shape: int, by: int = 1) -> Tensor:
+    """A tensor that begins `by` elements after an aligned address."""
+    return torch.zeros(math.prod(shape) + by, dtype=dtype)[by:].view(shape)
+
+
+X, BIAS = torch.zeros(4, 40), torch.zeros(40)
+OTHERS = {
+    "x starts elsewhere": (shifted(torch.float32, 4, 40), BIAS),
+    "the bias starts elsewhere": (X, shifted(torch.float32, 40)),
+    "both start elsewhere": (shifted(torch.float32, 4, 40), shifted(torch.float32, 40)),
+    "x has another type": (X.half(), BIAS),
+    "the bias has another type": (X, BIAS.half()),
+    "there is no bias": (X, None),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_was_compiled_for_other_tensors_is_not_launched(other: str, compiler: Compiler) -> None:
+    calls = ((X, BIAS), OTHERS[other])
+    for x, bias in calls * 2:
+        bias_gelu(x, bias)
+    assert len(compiler.compiled_for) == 2
+    assert compiler.launched == [0, 1]
+    for x, bias in calls * 2:
+        _fused.backward(x, x, bias, 1, "tanh", True, bias is not None)
+    assert len(compiler.compiled_for) == 4
+    assert compiler.launched == [0, 1, 2, 3]
+
+
+def test_what_was_compiled_for_another_driver_is_not_launched(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bias_gelu(X, BIAS)
+    monkeypatch.setattr(_seam, "driver", lambda: "another")
+    bias_gelu(X, BIAS)
+    assert len(compiler.compiled_for) == 2
+    assert not compiler.launched
+
+
+@pytest.mark.skipif(not hasattr(jit, "native_specialize_impl"), reason="this Triton tells in another way what it asks")
+def test_triton_asks_for_nothing_of_a_tensor_that_kept_kernels_dont_know_it_by() -> None:
+    seen: dict[object, set[object]] = {}
+    for dtype in (*DTYPES, torch.float64):
+        for by in range(16):
+            for tensor in (shifted(dtype, 4, 40, by=by), shifted(dtype, 40, by=by)):
+                known = dtype, tensor.data_ptr() % _fused.POINTER_ALIGNMENT == 0
+                seen.setdefault(known, set()).add(jit.native_specialize_impl(CUDABackend, tensor, False, True, True))
+    assert all(len(answers) == 1 for answers in seen.values())

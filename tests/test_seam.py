@@ -63,7 +63,14 @@ def a_negated_view() -> Iterator[Tensor]:
     yield torch.randn(3, dtype=torch.complex64).conj().imag
 
 
-@pytest.mark.parametrize("where", [a_dispatch_mode, a_function_mode, forward_mode, a_subclass, a_negated_view])
+@contextmanager
+def zeros_without_memory() -> Iterator[Tensor]:
+    yield torch._efficientzerotensor(3)
+
+
+@pytest.mark.parametrize(
+    "where", [a_dispatch_mode, a_function_mode, forward_mode, a_subclass, a_negated_view, zeros_without_memory]
+)
 def test_an_unusual_call_is_not_ordinary(where) -> None:  # type: ignore[no-untyped-def]
     with where() as x:
         assert not _seam.ordinary(x)

@@ -13,7 +13,7 @@ import triton_gelu
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "triton_gelu"
 ROWS = [
-    {"_formulas", "_layout", "_pages"},
+    {"_checks", "_formulas", "_layout", "_pages"},
     {"_kernels", "_launch", "_reference"},
     {"_seam"},
     {"_fused", "_transforms"},

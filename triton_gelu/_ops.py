@@ -7,6 +7,9 @@ tensor is given an operator (`_operators`); what wants to look inside, such as t
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -15,18 +18,50 @@ from torch import Tensor
 from torch.autograd import Function
 
 from triton_gelu import _fused, _operators, _seam, _transforms
+from triton_gelu._checks import check
+
+MOST_CALLS = 4096
+
+
+@dataclass(frozen=True)
+class Call:
+    """What was found out about calls of one kind: that the arguments fit, and the road."""
+
+    dim: int
+    approximate: str
+    road: ModuleType
+    forward: Callable[[Tensor, Tensor | None], Tensor]
+
+
+_calls: dict[object, Call] = {}
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
-    """gelu(x + bias) by the fastest road that is right for this call. Arguments are checked; `dim` is not negative."""
-    road = _operators.road(x) if _seam.ordinary(x, bias) else None
-    if road is None:
-        return _any(x, bias, dim, approximate)
+    """gelu(x + bias) by the fastest road that is right for this call."""
+    if not _seam.ordinary(x, bias):
+        return _any(x, bias, check(x, bias, dim, approximate), approximate)
+    like_bias = None if bias is None else (bias.shape, bias.dtype, bias.device)
+    kind = (x.shape, x.stride(), x.dtype, x.device, like_bias, dim, type(dim), approximate)  # True and 1.0 equal 1
+    try:
+        call = _calls[kind]
+    except (KeyError, TypeError):  # what can't be hashed is no formula, as `check` will say
+        dim = check(x, bias, dim, approximate)
+        road = _operators.road(x)
+        if road is None:
+            return _any(x, bias, dim, approximate)
+        if len(_calls) >= MOST_CALLS:
+            _calls.clear()
+        call = _calls[kind] = _call(road, x, bias, dim, approximate)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        y: Tensor = _BiasGELU.apply(x, bias, dim, approximate, road)
+        y: Tensor = _record(x, bias, call)
         return y
-    forward: Tensor = road.forward(x, bias, dim, approximate)
-    return forward
+    return call.forward(x, bias)
+
+
+def _call(road: ModuleType, x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Call:
+    if road is _fused:
+        return Call(dim, approximate, road, _fused.forward_of(x, bias, dim, approximate))
+    return Call(dim, approximate, road, functools.partial(road.forward, dim=dim, approximate=approximate))
 
 
 def _any(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
@@ -57,23 +92,25 @@ class _BiasGELU(Function):
     """gelu(x + bias) by a road that PyTorch can't look into; saves x and bias, nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, dim: int, approximate: str, road: ModuleType) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, call: Call) -> Tensor:
         ctx.save_for_backward(x, bias)
-        ctx.dim, ctx.approximate, ctx.road = dim, approximate, road
-        y: Tensor = road.forward(x, bias, dim, approximate)
-        return y
+        ctx.call = call
+        return call.forward(x, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, bias = ctx.saved_tensors
-        needs_x, needs_bias = ctx.needs_input_grad[:2]
+        needs_x, needs_bias, _ = ctx.needs_input_grad
         if not _seam.ordinary(dy, x, bias):
             backward = _transforms.backward
         elif torch.is_grad_enabled():
             backward = _Backward.apply
         else:
-            backward = ctx.road.backward
-        return *backward(dy, x, bias, ctx.dim, ctx.approximate, needs_x, needs_bias), None, None, None
+            backward = ctx.call.road.backward
+        return *backward(dy, x, bias, ctx.call.dim, ctx.call.approximate, needs_x, needs_bias), None
+
+
+_record = _seam.recorder(_BiasGELU)
 
 
 class _Backward(Function):

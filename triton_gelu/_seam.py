@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import Function, forward_ad
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -25,14 +25,13 @@ except ImportError as error:
         raise
 
 INTERPRETED = kernels is not None and bool(kernels.INTERPRETED.value)
-turn = threading.Lock()
-"""One kernel at a time, in the interpreter: it patches triton.language while one runs."""
+_turn = threading.Lock()
 
 try:
     from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
     from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 
-    forward_ad._current_level  # noqa: B018
+    forward_ad._current_level, Tensor._is_zerotensor  # noqa: B018
     _known = True
 except (ImportError, AttributeError):
     _known = False
@@ -55,7 +54,10 @@ def constant(function: F) -> F:
 
 
 def ordinary(*tensors: Tensor | None) -> bool:
-    """Whether a call on these is plain eager PyTorch: no compiler, transform, mode, subclass or forward-mode AD."""
+    """Whether a call on these is plain eager PyTorch on numbers in memory.
+
+    Then there is no compiler, transform, mode, subclass or forward-mode AD, and no tensor stands for what it isn't.
+    """
     if (
         not _known
         or torch.compiler.is_compiling()
@@ -66,9 +68,21 @@ def ordinary(*tensors: Tensor | None) -> bool:
     ):
         return False
     for tensor in tensors:  # a loop: any() takes twice the time
-        if tensor is not None and (type(tensor) not in EXACT or is_legacy_batchedtensor(tensor) or tensor.is_neg()):
+        if tensor is not None and (
+            type(tensor) not in EXACT
+            or tensor.layout is not torch.strided
+            or tensor.is_nested
+            or tensor.is_neg()
+            or tensor._is_zerotensor()
+            or is_legacy_batchedtensor(tensor)
+        ):
             return False
     return True
+
+
+def recorder(function: type[Function]) -> Callable[..., Any]:
+    """What `function.apply` does for ordinary calls: it then looks for functorch, which takes longer than the rest."""
+    return getattr(super(Function, function), "apply", function.apply)
 
 
 def operable(*tensors: Tensor | None) -> bool:
@@ -110,6 +124,11 @@ def let_compilers_look_into(operator: Any, function: Callable[..., object]) -> N
 
         if kernels is not None and not INTERPRETED:
             triton_ops_to_kernels[str(operator._opoverload.name())] = [kernels.forward, kernels.backward]
+
+
+def interpreting() -> threading.Lock:
+    """What to hold while a kernel runs on a CPU: the interpreter patches triton.language, for one kernel at a time."""
+    return _turn
 
 
 def driver() -> object:
