@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from perf.models import MODELS
 from perf.results import Row, UserError
 
 APPROXIMATES = ("tanh", "none", "sigmoid")
@@ -26,11 +27,12 @@ class Inputs:
     bias: torch.Tensor | None
     weight: torch.Tensor | None
     dy: torch.Tensor | None
+    parameters: tuple[torch.Tensor, ...] = ()
 
     @property
     def leaves(self) -> tuple[torch.Tensor, ...]:
-        """What a gradient is asked for, in the order x, weight, bias."""
-        return tuple(each for each in (self.x, self.weight, self.bias) if each is not None)
+        """What a gradient is asked for, in the order x, weight, bias, parameters."""
+        return tuple(each for each in (self.x, self.weight, self.bias, *self.parameters) if each is not None)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Case:
     """GELU of `shape` plus a bias along `dim` (None: no bias), in one dtype, formula and direction.
 
     With `in_features` the GELU follows a Linear of that many inputs, the pair `F.gelu(F.linear(x, w, b))` against
-    `bias_gelu(F.linear(x, w), b)`; `shape` is then the shape of the Linear's output.
+    `bias_gelu(F.linear(x, w), b)`; `shape` is then the shape of the Linear's output. With `model` it is one of
+    `models.MODELS`, and `shape` that of its output.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Case:
     approximate: str = "tanh"
     direction: str = "forward"
     in_features: int | None = None
+    model: str = ""
 
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.shape))
@@ -90,12 +94,19 @@ class Case:
             return made.to(self.torch_dtype)
 
         weight = None
-        x = normal(*(self.shape if self.in_features is None else (*self.shape[:-1], self.in_features)), scale=2.0)
+        parameters: tuple[torch.Tensor, ...] = ()
+        if self.model:
+            whole = MODELS[self.model]
+            x = normal(*whole.takes(self.shape))
+            made = whole.parameters(self.shape, self.approximate)  # type: ignore[arg-type]
+            parameters = tuple(torch.nn.Parameter(each.to(device, self.torch_dtype)) for each in made)
+        else:
+            x = normal(*(self.shape if self.in_features is None else (*self.shape[:-1], self.in_features)), scale=2.0)
         if self.in_features is not None:
             weight = normal(self.shape[-1], self.in_features, scale=self.in_features**-0.5)
         bias = None if self.dim is None else normal(self.bias_length)
         dy = normal(*self.shape) if self.differentiates else None
-        inputs = Inputs(x, bias, weight, dy)
+        inputs = Inputs(x, bias, weight, dy, parameters)
         for leaf in inputs.leaves:
             leaf.requires_grad_(self.differentiates)
         return inputs
@@ -148,6 +159,11 @@ def linear_gelu(model: Model, batch: int = 1) -> Case:
     return replace(mlp(model, batch), name=f"{model.name} linear + gelu", in_features=model.width)
 
 
+def whole(name: str, frames: int = 150) -> Case:
+    """A model of the smallest Whisper's sizes, on a few seconds of sound."""
+    return Case(f"{TINY.name} {name}", (1, frames, TINY.width), dim=None, approximate="none", model=name)
+
+
 def product(
     cases: Iterable[Case],
     *,
@@ -172,6 +188,8 @@ def quick() -> tuple[Case, ...]:
         *product((FOUNDING, *two, first), directions=("forward_backward",)),
         *product(two, approximates=("none", "sigmoid")),
         *product(two, dtypes=("bfloat16",)),
+        *product((whole("encoder"), whole("mlps", frames=500)), approximates=("none",), directions=DIRECTIONS),
+        *product((whole("mlps, recompute", frames=500),), approximates=("none",), directions=DIRECTIONS[1:]),
     )
 
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perf import truth
+from perf import models, truth
 from perf.cases import Case, Inputs
 
 EPS32 = torch.finfo(torch.float32).eps
 FP32_STEPS = 8  # roundings in an fp32 evaluation of a formula: some polynomial terms, a tanh, a product
 BACKWARD_ROUNDINGS = 8  # of the gradient of u * sigmoid(1.702 u), taken operation by operation
+MODEL_ROUNDINGS = 256  # of a whole model, in ulp of its largest result
 DEVIATIONS = 4  # a sum of many independent errors stays within so many of its standard deviations
 
 
@@ -59,7 +60,20 @@ def objection(case: Case, outputs: Tensor | Sequence[Tensor], expected: Sequence
 @torch.no_grad()
 def expected(case: Case, inputs: Inputs) -> tuple[Expected, ...]:
     """The outputs of `providers.thunk` in float64: y, and with the backward the gradients of the leaves."""
-    return tuple(_expected(case, inputs))
+    return tuple(_whole(case, inputs) if case.model else _expected(case, inputs))
+
+
+def _whole(case: Case, inputs: Inputs) -> Iterator[Expected]:
+    """A model's output and gradients; each may miss by so much of its largest value."""
+    model = models.MODELS[case.model].plain(case.shape, case.approximate).double()  # type: ignore[arg-type]
+    leaves = [torch.nn.Parameter(leaf.detach().double()) for leaf in inputs.leaves]
+    with torch.enable_grad():
+        y = models.call(model)(*leaves)
+    gradients = () if inputs.dy is None else torch.autograd.grad(y, leaves, inputs.dy.double())
+    names = ("y", "dx", *(f"gradient {number}" for number in range(len(leaves) - 1)))
+    for name, value in zip(names, (y.detach(), *gradients), strict=inputs.dy is not None):
+        miss = MODEL_ROUNDINGS * torch.finfo(case.torch_dtype).eps * value.abs().max()
+        yield Expected(name, value, miss.expand_as(value))
 
 
 def _expected(case: Case, inputs: Inputs) -> Iterator[Expected]:

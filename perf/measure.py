@@ -157,6 +157,8 @@ def timed(case: Case, wanted: Mapping[str, Provider], machine: Machine, blank: R
     unfit: list[Row] = []
     thunks: dict[str, Thunk] = {}
     for name, provider in wanted.items():
+        if case.model and name in COMPILED:  # fused and not is the question, and a model compiles for a minute
+            continue
         if name in COMPILED and (missing := missing_compiler(machine)):
             unfit.append(replace(blank, provider=name, note=missing))
             continue
@@ -170,7 +172,7 @@ def timed(case: Case, wanted: Mapping[str, Provider], machine: Machine, blank: R
     if not thunks:
         return unfit
     peaks = {name: timing.peak_memory(thunk, machine.device) for name, thunk in thunks.items()}
-    if case.in_features is None:
+    if case.in_features is None and not case.model:
         source = inputs.x.detach()
         thunks[COPY] = functools.partial(torch.empty_like(source).copy_, source)
     if machine.device.type == "cuda":

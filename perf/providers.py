@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import triton_gelu
+from perf import models
 from perf.cases import Case, Inputs
 
 Call = Callable[..., Tensor]  # (x), (x, bias) or (x, weight, bias), as the case has them
@@ -25,6 +26,8 @@ QUICK_GELU_SLOPE = 1.702
 
 def eager(case: Case) -> Call:
     """What a PyTorch user writes: `F.gelu(x + b)`, or `F.gelu(F.linear(x, w, b))`."""
+    if case.model:
+        return models.call(models.MODELS[case.model].plain(case.shape, case.approximate))  # type: ignore[arg-type]
     gelu = quick_gelu if case.approximate == "sigmoid" else functools.partial(F.gelu, approximate=case.approximate)
     if case.in_features is not None:
         return lambda x, weight, bias: gelu(F.linear(x, weight, bias))
@@ -38,6 +41,8 @@ def eager(case: Case) -> Call:
 
 def fused(case: Case) -> Call:
     """What a user of this package writes: `bias_gelu(x, b)`, or `bias_gelu(F.linear(x, w), b)`."""
+    if case.model:
+        return models.call(models.MODELS[case.model].ours(case.shape, case.approximate))  # type: ignore[arg-type]
     bias_gelu = functools.partial(triton_gelu.bias_gelu, approximate=case.approximate)  # type: ignore[arg-type]
     if case.in_features is not None:
         return lambda x, weight, bias: bias_gelu(F.linear(x, weight), bias)
@@ -86,6 +91,8 @@ def thunk(case: Case, call: Call, inputs: Inputs) -> Thunk:
 
 def expression(case: Case) -> str:
     """What the baseline computes, as one would write it."""
+    if case.model:
+        return f"{case.model} of PyTorch's layers"
     u = "F.linear(x, w, b)" if case.in_features else "x" if case.dim is None else "x + b"
     if case.approximate == "sigmoid":
         return f"u * torch.sigmoid({QUICK_GELU_SLOPE} * u) with u = {u}"

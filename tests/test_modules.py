@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perf.timing import peak_memory
 from triton_gelu import GELU, MLP, BiasGELU, Conv1dGELU, Conv2dGELU, LinearGELU, bias_gelu, gelu
 
 
@@ -159,6 +160,17 @@ def test_recomputing_saves_the_hidden_activation_and_changes_no_bit(
     for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours, theirs)
     assert saved_bytes(plain, x) - saved_bytes(frugal, x) == 3 * 5 * 32 * dtype.itemsize
+
+
+def test_recomputing_lowers_the_peak_by_every_hidden_activation_but_one() -> None:
+    x = torch.randn(128, 16, requires_grad=True)
+
+    def peak(*, recompute: bool) -> int:
+        net = nn.Sequential(*(MLP(16, 512, recompute=recompute) for _ in range(3)))
+        return peak_memory(lambda: torch.autograd.grad(net(x).sum(), [x, *net.parameters()]), x.device)
+
+    hidden = 128 * 512 * x.itemsize
+    assert 2 * hidden <= peak(recompute=False) - peak(recompute=True) < 3 * hidden
 
 
 def test_recomputing_calls_a_hooked_layer(device: str) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from perf import __main__ as command_line
-from perf import cases, check, compare, measure, plot, providers, results, table, timing
+from perf import cases, check, compare, measure, models, plot, providers, results, table, timing
 from perf.cases import Case
 from perf.progress import progress
 from perf.results import Row, UserError
@@ -87,10 +87,10 @@ def test_quick_runs_from_the_founding_shape_to_whisper_large_in_one_dtype_and_fo
     assert quick[0].shape == (32, 10, 64)
     assert {case.shape[0] for case in quick} == {1, 32}
     assert max(case.elements for case in quick) == 1500 * 4 * 1280
-    special = [case for case in quick if (case.dtype, case.approximate) != ("float32", "tanh")]
+    special = [case for case in quick if (case.dtype, case.approximate) != ("float32", "tanh") and not case.model]
     assert len({case.shape for case in special}) == 2
-    models = " ".join(case.name for case in quick)
-    assert all(word in models for word in ("bert", "gpt2", "vit", "conv1", "linear"))
+    names = " ".join(case.name for case in quick)
+    assert all(word in names for word in ("bert", "gpt2", "vit", "conv1", "linear", "encoder", "mlps"))
 
 
 def test_full_has_every_dtype_formula_and_direction_at_every_size() -> None:
@@ -232,6 +232,25 @@ def test_rows_of_a_case_agree_with_each_other(tmp_path: Path) -> None:
     assert "F.gelu(x + b, approximate='tanh')" in time.note
     assert {row.path for row in found.values()} == {"CPU path"}
     assert all("thread" in row.device for row in found.values())
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_whole_model_is_right_in_pytorch_and_with_this_package(name: str) -> None:
+    case = Case(name, (1, 6, 64), dim=None, approximate="none", direction="forward_backward", model=name)
+    inputs = case.inputs(CPU)
+    expected = check.expected(case, inputs)
+    for provider in (providers.eager, providers.fused):
+        outputs = providers.thunk(case, provider(case), inputs)()
+        assert not check.objection(case, outputs, expected)
+        outputs[-1].add_(1e-2 * outputs[-1].abs().max())
+        assert "is wrong at" in check.objection(case, outputs, expected)
+
+
+def test_a_whole_model_of_pytorch_has_none_of_our_layers() -> None:
+    for whole in models.MODELS.values():
+        plain = whole.plain((1, 6, 64), "none")
+        assert not any(type(part).__name__.endswith(("LinearGELU", "Conv1dGELU", "MLP")) for part in plain.modules())
+        assert sum(isinstance(part, torch.nn.GELU) for part in plain.modules()) >= models.DEPTH
 
 
 def test_peak_memory_counts_what_a_call_allocates() -> None:
