@@ -210,6 +210,6 @@ class Run:
         if compiled is None:
             compiled = self.kernel(*tensors, *self.integers)
             if compiled is not None:  # the interpreter compiles nothing
-                self.compiled[aligned] = compiled[self.grid]
+                self.compiled[aligned] = compiled
         else:
-            compiled(*tensors, *self.rest)
+            compiled[self.grid](*tensors, *self.rest)
