@@ -152,10 +152,10 @@ def gpu() -> Iterator[str]:
     """Times over PyTorch's on every GPU that somebody sent rows of."""
     rows = [row for row in committed("gpu-*.jsonl") if row.kind == "measured" and row.path == "Triton kernel"]
     if not rows:
-        yield "**No GPU has run this code yet**: no row measured on one has been committed. `make gpu` makes them."
+        yield "**Measured on a GPU: nothing yet.** No GPU has run this code, or nobody sent the rows that `make gpu` makes."
     for mine in table.grouped(rows, lambda row: row.device).values():
-        yield from ratios(mine)
-        yield f"\n{plot.origin(mine)}.\n"
+        yield f"**Measured on a GPU**, {plot.origin(mine)}; below 1 is faster.\n"
+        yield from [*ratios(mine), ""]
 
 
 def ratios(rows: Sequence[Row]) -> Iterator[str]:
