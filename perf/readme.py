@@ -152,7 +152,7 @@ def gpu() -> Iterator[str]:
     """Times over PyTorch's on every GPU that somebody sent rows of."""
     rows = [row for row in committed("gpu-*.jsonl") if row.kind == "measured" and row.path == "Triton kernel"]
     if not rows:
-        yield "**Measured on a GPU: nothing yet.** No GPU has run this code, or nobody sent the rows that `make gpu` makes."
+        yield "**Measured on a GPU: nothing yet.** Nobody has sent the rows that `make gpu` makes yet."
     for mine in table.grouped(rows, lambda row: row.device).values():
         yield f"**Measured on a GPU**, {plot.origin(mine)}; below 1 is faster.\n"
         yield from [*ratios(mine), ""]

@@ -97,6 +97,7 @@ assert b.grad is not None
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_in_the_documents_runs(command: str, tmp_path: Path) -> None:
     words = shlex.split(command, comments=True)
