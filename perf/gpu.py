@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from perf import accuracy, cases, measure, providers, report, results
 from perf.cases import Case
 from perf.measure import Machine
 from perf.progress import progress
+from perf.providers import Provider
 from perf.results import DATA, ROOT, UserError
 from triton_gelu import _seam
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     machine = Machine(found(), threads=1, seconds=0.0)
     output = args.output or DATA / f"gpu-{measure.slug(machine.name)}.jsonl"
     tests = tested()
-    whole = pack(machine, cases.SETS["gpu"](), tuple(accuracy.DTYPES), output, until, tests)
+    whole = pack(machine, cases.SETS["gpu"](), providers.PROVIDERS, tuple(accuracy.DTYPES), output, until, tests)
     print(f"tests:   {tests}\nrows:    {output}\nreport:  {output.with_suffix('.md')}")
     print("To send them back: git add perf/data, run python -m perf readme, commit, open a pull request. Thank you!")
     failed = any(row.status == "failed" for row in results.read(output))
@@ -77,13 +78,19 @@ def tested() -> str:
 
 
 def pack(
-    machine: Machine, chosen: Sequence[Case], dtypes: Sequence[str], output: Path, until: float, tests: str
+    machine: Machine,
+    chosen: Sequence[Case],
+    wanted: Mapping[str, Provider],
+    dtypes: Sequence[str],
+    output: Path,
+    until: float,
+    tests: str,
 ) -> bool:
     """Append the device's errors and, as far as time goes, its times; write the report. False after Ctrl-C."""
     for dtype, formula, way in progress([*product(dtypes, accuracy.FORMULAS, accuracy.DIRECTIONS)], " ".join):
         for row in accuracy.rows(dtype, formula, way, machine.device):
             results.append(output, row)
-    whole = measure.sweep(chosen, dict(providers.PROVIDERS), machine, output, until=until)
+    whole = measure.sweep(chosen, wanted, machine, output, until=until)
     remark = f"Tests on {machine.name}: {tests}"
     report.write(results.read(output), output.with_suffix(".md"), [remark])
     return whole

@@ -123,22 +123,22 @@ def headroom_cell(rows: Iterable[Row], target: str) -> str:
 
 
 def errors() -> Iterator[str]:
-    """The largest error in ulp, a line a formula and road, a column a dtype."""
+    """The largest error in ulp, a line a road, a column a dtype."""
     rows = [row for row in committed("accuracy.jsonl") if row.metric == accuracy.MAXIMUM and row.direction == "forward"]
     roads = {**ACCURACY, **{row.device: ("triton_gelu",) for row in rows if row.path == "Triton kernel"}}
     body = []
-    for formula, label in FORMULAS.items():
-        for road, providers in roads.items():
-            mine = [row for row in rows if row.approximate == formula and row.provider in providers]
-            body.append([f"{label}, {road}", *(worst(mine, dtype) for dtype in accuracy.DTYPES.values())])
-    yield from markdown(["largest error in ulp", *accuracy.DTYPES], body)
+    for road, providers in roads.items():
+        mine = [[row for row in rows if row.approximate == each and row.provider in providers] for each in FORMULAS]
+        cells = (" / ".join(worst(each, dtype) for each in mine) for dtype in accuracy.DTYPES.values())
+        body.append([road, *cells])
+    yield from markdown([f"largest error in ulp: {' / '.join(FORMULAS.values())}", *accuracy.DTYPES], body)
 
 
 def worst(rows: Iterable[Row], dtype: torch.dtype) -> str:
-    """The largest error in a dtype, or that no digit is right."""
+    """The largest error in a dtype, or that all digits are wrong."""
     values = [row.value or 0.0 for row in rows if f"torch.{row.dtype}" == str(dtype)]
     nothing = 1 / torch.finfo(dtype).eps
-    return "" if not values else "no digit right" if max(values) >= nothing else f"{max(values):.3g}"
+    return "" if not values else "all" if max(values) >= nothing else f"{max(values):.3g}"
 
 
 def cpu() -> Iterator[str]:
@@ -152,31 +152,30 @@ def gpu() -> Iterator[str]:
     """Times over PyTorch's on every GPU that somebody sent rows of."""
     rows = [row for row in committed("gpu-*.jsonl") if row.kind == "measured" and row.path == "Triton kernel"]
     if not rows:
-        yield "**No GPU has run this code yet**: no row measured on one has been committed. `make gpu` makes them."
+        yield "**Measured on a GPU: nothing yet.** Nobody has sent the rows that `make gpu` makes yet."
     for mine in table.grouped(rows, lambda row: row.device).values():
-        yield from ratios(mine)
-        yield f"\n{plot.origin(mine)}.\n"
+        yield f"**Measured on a GPU**, {plot.origin(mine)}; below 1 is faster.\n"
+        yield from [*ratios(mine), ""]
 
 
 def ratios(rows: Sequence[Row]) -> Iterator[str]:
     """A line a case: eager to eager, compiled to compiled."""
-    found = {(row.provider, row.metric, asked(row)): row.value for row in rows}
-    yield from markdown(
-        ["time / PyTorch's", "eager", "compiled"],
-        [
-            [", ".join(question), *(
-                f"{value:.2f}" if (value := found.get((mine, results.RATIO.format(rival), question))) else ""
-                for mine, rival in RATIOS
-            )]
-            for question in dict.fromkeys(map(asked, rows))
-        ],
-    )  # fmt: skip
+    found = {(row.provider, row.metric, asked(row), row.direction): row.value for row in rows}
+    ways = list(dict.fromkeys(row.direction for row in rows))
+
+    def cell(question: str, mine: str, rival: str, way: str) -> str:
+        value = found.get((mine, results.RATIO.format(rival), question, way))
+        return "" if value is None else f"{value:.2f}"
+
+    columns = [(*pair, way) for way in ways for pair in RATIOS]
+    heads = [f"{way.replace('_', ' + ')}, {'compiled' if 'compiled' in mine else 'eager'}" for mine, _, way in columns]
+    body = [[each, *(cell(each, *column) for column in columns)] for each in dict.fromkeys(map(asked, rows))]
+    yield from markdown(["time / PyTorch's", *heads], body)
 
 
-def asked(row: Row) -> tuple[str, ...]:
-    """A case in words."""
-    sizes = " x ".join(map(str, row.shape))
-    return sizes, row.dtype, FORMULAS[row.approximate], row.direction.replace("_", " + ")
+def asked(row: Row) -> str:
+    """A case in words, but for its direction."""
+    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate]}"
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The house: who may import whom, what is public, what is shipped."""
 
 import ast
+import os
 import subprocess
 import sys
 import zipfile
@@ -60,6 +61,23 @@ def test_the_package_knows_nothing_of_its_tests_and_measurements() -> None:
 def test_every_public_name_is_there() -> None:
     assert sorted(triton_gelu.__all__) == sorted(set(triton_gelu.__all__))
     assert all(hasattr(triton_gelu, name) for name in triton_gelu.__all__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_what_is_built_is_installed_and_imported_from_elsewhere(kind: str, tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (built,) = (each for each in tmp_path.iterdir() if each.suffix in (".whl", ".gz"))
+    home = tmp_path / "home"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*install, "--target", str(home), str(built)], cwd=tmp_path, check=True, capture_output=True)
+    code = f"import sys; sys.path.insert(0, {str(home)!r}); import torch, triton_gelu; print(triton_gelu.__file__);"
+    code += "print(triton_gelu.bias_gelu(torch.ones(2, 3), torch.ones(3)).shape)"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TRITON"))}
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [str(home / "triton_gelu" / "__init__.py"), "torch.Size([2, 3])"]
 
 
 @pytest.mark.slow
