@@ -35,7 +35,7 @@ def evaluate(
 ):
     """Value, first and second derivative, before they are rounded to DTYPE."""
     at = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
-    u = tl.load(u_ptr + at)
+    u = tl.load(u_ptr + at) + 0.0  # as in the kernels, where it is a sum
     tl.store(y_ptr + at, gelu(u, FORMULA, DTYPE, PTX))
     tl.store(y_ptr + ROWS * COLS + at, dgelu(u, FORMULA, DTYPE, PTX))
     tl.store(y_ptr + 2 * ROWS * COLS + at, d2gelu(u, FORMULA, DTYPE, PTX))

@@ -37,6 +37,7 @@ LIFT = tl.constexpr(16.0)
 UP = tl.constexpr(2.0**LIFT.value)
 DOWN = tl.constexpr(2.0**-LIFT.value)
 UP_BITS = tl.constexpr((127 + int(LIFT.value)) << 23)
+SIGN = tl.constexpr(-(2**31))  # the sign bit of a float32
 
 
 def _cubic_root(linear: float, cubic: float, value: float) -> float:
@@ -118,26 +119,44 @@ def reciprocal(d, PTX: tl.constexpr):
         return libdevice.fast_dividef(1.0, d)
 
 
-@triton.jit
-def reciprocal_by_pairs(d, PTX: tl.constexpr):
-    """One reciprocal for two neighbours: with r = 1 / (d0 d1), 1/d0 = r d1 and 1/d1 = r d0."""
-    M: tl.constexpr = d.shape[0]
-    N: tl.constexpr = d.shape[1]
-    d0, d1 = tl.split(tl.reshape(d, (M, N // 2, 2)))
-    r = reciprocal(d0 * d1, PTX)
-    return tl.reshape(tl.join(r * d1, r * d0), (M, N))
+FOURS = tl.constexpr(4 * 128)  # elements from which on each of a program's threads, 128 at most, has four of its own
 
 
 @triton.jit
-def reciprocal_of_sum(x, Y: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
+def reciprocal_by_fours(d, PTX: tl.constexpr):
+    """One reciprocal for four elements of a thread: with r = 1 / (d0 d1 d2 d3), 1/d0 = r (d1 d3) d2, and so on."""
+    if INTERPRETED:
+        M: tl.constexpr = d.shape[0]
+        N: tl.constexpr = d.shape[1]
+        even, odd = tl.split(tl.reshape(d, (M, N // 2, 2)))
+        d0, d2 = tl.split(tl.reshape(even, (M, N // 4, 2)))
+        d1, d3 = tl.split(tl.reshape(odd, (M, N // 4, 2)))
+        r = reciprocal((d0 * d2) * (d1 * d3), PTX)
+        r0 = r * (d1 * d3)
+        r1 = r * (d0 * d2)
+        even = tl.reshape(tl.join(r0 * d2, r0 * d0), (M, N // 2))
+        odd = tl.reshape(tl.join(r1 * d3, r1 * d1), (M, N // 2))
+        return tl.reshape(tl.join(even, odd), (M, N))
+    else:
+        return tl.inline_asm_elementwise(
+            "{.reg .b32 p, q, r; .reg .b64 a, b, c; mov.b64 a, {$4, $5}; mov.b64 b, {$6, $7};"
+            " mul.rn.f32x2 c, a, b; mov.b64 {p, q}, c; mul.rn.f32 r, p, q; rcp.approx.ftz.f32 r, r;"
+            " mul.rn.f32 q, r, q; mul.rn.f32 p, r, p; mov.b64 c, {q, p};"
+            " mul.rn.f32x2 b, b, c; mul.rn.f32x2 a, a, c; mov.b64 {$0, $1}, b; mov.b64 {$2, $3}, a;}",
+            "=f,=f,=f,=f,f,f,f,f", [d], dtype=tl.float32, is_pure=True, pack=4,
+        )  # fmt: skip
+
+
+@triton.jit
+def reciprocal_of_sum(x, Y: tl.constexpr, DTYPE: tl.constexpr, SHARED: tl.constexpr, PTX: tl.constexpr):
     """1 / (x + Y); the Newton step of float32 makes up for the rounding of the sum, too."""
     if DTYPE == tl.float32:
         r = reciprocal(x + Y, PTX)
         return fma(fma(-x, r, fma(r, -Y, 1.0, PTX), PTX), r, r, PTX)
-    elif PTX == 2:
-        return reciprocal_by_pairs(fma(x, 1.0, Y, PTX), PTX)
+    elif SHARED and x.shape[0] * x.shape[1] >= FOURS:
+        return reciprocal_by_fours(fma(x, 1.0, Y, PTX), PTX)
     else:
-        return reciprocal(x + Y, PTX)
+        return reciprocal(fma(x, 1.0, Y, PTX), PTX)
 
 
 @triton.jit
@@ -190,14 +209,14 @@ def mills(n, PTX: tl.constexpr):
 
 
 @triton.jit
-def gate(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
+def gate(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, SHARED: tl.constexpr, PTX: tl.constexpr):
     """e, m, g with C = e m and C' = e g."""
     e = exponential(n, FORMULA, DTYPE, PTX)
     if FORMULA == "none":
         stretch: tl.constexpr = STRETCH if DTYPE == tl.float32 else 0.0
         return e, mills(n, PTX), fma(n * n, DOWN * BELL * stretch / 2, DOWN * BELL, PTX)
     else:  # C' = z' C (1 - C)
-        m = reciprocal_of_sum(e, UP, DTYPE, PTX)
+        m = reciprocal_of_sum(e, UP, DTYPE, SHARED, PTX)
         return e, m, m * m * cubic_over_n(n, FORMULA, UP, 3 * UP, PTX)
 
 
@@ -249,26 +268,28 @@ def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     if FORMULA == "none" and DTYPE != tl.float32:
         return fma(n, exact_gate(n, DTYPE, PTX), relu, PTX)
     else:
-        e, m, _ = gate(n, FORMULA, DTYPE, PTX)
+        e, m, _ = gate(n, FORMULA, DTYPE, PTX == 2, PTX)
         return fma(mul(n, e, PTX), m, relu, PTX)
 
 
 @triton.jit
 def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
+    """gelu'(n) if u < 0 else 1 - gelu'(n), without a choice: (u >= 0) -+ e m. u must not be -0: no sum with +0 is."""
     n = negative(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
     if FORMULA == "none" and DTYPE != tl.float32:
-        slope = exponential(n, FORMULA, DTYPE, 0) * exact_slope(n, DTYPE)
+        e, m = exponential(n, FORMULA, DTYPE, 0), exact_slope(n, DTYPE)
     else:
-        e, m, g = gate(n, FORMULA, DTYPE, PTX > 0)
-        slope = e * fma(n, g, m, 0)
-    below = u.to(tl.int32, bitcast=True) < 0  # one test of 32 bits, whatever u was cast from
-    return tl.where(below, slope, 1.0 - slope)
+        e, m, g = gate(n, FORMULA, DTYPE, False, PTX)
+        m = fma(n, g, m, 0)
+    flip = ~u.to(tl.int32, bitcast=True) & SIGN
+    e = (e.to(tl.int32, bitcast=True) ^ flip).to(tl.float32, bitcast=True)
+    return fma(e, m, (u >= 0).to(tl.float32), 0)
 
 
 @triton.jit
 def d2gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     n = negative(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
-    e, m, g = gate(n, FORMULA, DTYPE, PTX > 0)
+    e, m, g = gate(n, FORMULA, DTYPE, False, PTX)
     if FORMULA == "none":  # C'' = -n C'
         return e * g * fma(-n, n, 2.0, 0)
     else:  # C'' = C' (z'' / z' + z' (1 - 2 C))

@@ -20,45 +20,96 @@ BACKWARD_INTEGERS = [
 @triton.jit
 def corner(ptr, batch, top, left, batch_stride, row_stride, ALIGN: tl.constexpr):
     """Where a tile begins: 64 bits away, for tensors of any size."""
-    return ptr + ((tl.cast(batch, tl.int64) * batch_stride + tl.cast(top, tl.int64) * row_stride) * ALIGN + left)
+    if ptr is None:
+        return None
+    else:
+        return ptr + ((tl.cast(batch, tl.int64) * batch_stride + tl.cast(top, tl.int64) * row_stride) * ALIGN + left)
 
 
 @triton.jit
-def within(row, col, row_stride, ALIGN: tl.constexpr):
-    """The elements of a tile, counted from its corner."""
-    return (row * (row_stride * ALIGN))[:, None] + col[None, :]
+def pointers(tile, row, col, row_stride, ALIGN: tl.constexpr):
+    """The elements of a tile that begins at `tile`."""
+    if tile is None:
+        return None
+    elif ALIGN == 1:  # a thread has many pieces of a row: constants apart, where columns are added last
+        return (tile + row * row_stride)[:, None] + col[None, :]
+    else:  # one piece: the offset of each is shared by tensors alike
+        return tile + ((row * (row_stride * ALIGN))[:, None] + col[None, :])
 
 
 @triton.jit
-def load(ptr, inside):
-    """A tile as fp32, 0 outside."""
-    x = tl.load(ptr, mask=inside, other=0.0)
+def widen(x, PTX: tl.constexpr, ALIGN: tl.constexpr):
+    """Exactly the same in fp32."""
     if INTERPRETED and x.dtype == tl.bfloat16:  # the interpreter's own conversion loses subnormals
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif PTX > 0 and ALIGN > 1 and x.dtype == tl.bfloat16:  # compilers take three instructions for a pair
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=&r,=r,r", [x], dtype=tl.float32, is_pure=True, pack=2
+        )
     else:
         return x.to(tl.float32)
 
 
 @triton.jit
+def shift(x, bias, PTX: tl.constexpr, ALIGN: tl.constexpr):
+    """x + bias in fp32."""
+    if PTX == 2 and x.dtype != tl.float32:
+        KIND: tl.constexpr = "bf16" if x.dtype == tl.bfloat16 else "f16"
+        if ALIGN == 1:
+            return tl.inline_asm_elementwise(
+                "add.f32." + KIND + " $0, $1, $2;", "=f,h,f", [x, bias], dtype=tl.float32, is_pure=True, pack=1
+            )
+        else:
+            return tl.inline_asm_elementwise(
+                "{.reg .b16 x, y; mov.b32 {x, y}, $2;"
+                " add.f32." + KIND + " $0, x, $3; add.f32." + KIND + " $1, y, $4;}",
+                "=&f,=f,r,f,f", [x, bias], dtype=tl.float32, is_pure=True, pack=2,
+            )  # fmt: skip
+    else:
+        return widen(x, PTX, ALIGN) + bias
+
+
+@triton.jit
+def load_raw(ptr, inside):
+    """A tile as it is stored, 0 outside; `inside` is None where nothing is."""
+    if inside is None:
+        return tl.load(ptr)
+    else:
+        return tl.load(ptr, mask=inside, other=0.0)
+
+
+@triton.jit
+def load(ptr, inside, PTX: tl.constexpr = 0, ALIGN: tl.constexpr = 1):
+    """A tile as fp32."""
+    return widen(load_raw(ptr, inside), PTX, ALIGN)
+
+
+@triton.jit
 def store(ptr, y, inside):
     """Round fp32 to the nearest number of the tensor's type, ties to even."""
-    if INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:  # the interpreter's own conversion truncates
+    if INTERPRETED and ptr.dtype.scalar.element_ty == tl.bfloat16:  # the interpreter's own conversion truncates
         bits = y.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         tl.store(ptr, bits.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
     else:
-        tl.store(ptr, y.to(ptr.dtype.element_ty), mask=inside)
+        tl.store(ptr, y.to(ptr.dtype.scalar.element_ty), mask=inside)
 
 
 @triton.jit
 def load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr):
-    """The bias of a tile as fp32, ready to be broadcast."""
+    """The bias of a tile as fp32, ready to be broadcast. It is never -0: then nor is a sum with it."""
     if BIAS == "rows":
-        return load(bias_ptr + top + row, row < rows - top)[:, None]
+        return (load(bias_ptr + top + row, row < rows - top) + 0.0)[:, None]
     elif BIAS == "cols":
-        return load(bias_ptr + left + col, col < cols - left)[None, :]
+        return (load(bias_ptr + left + col, col < cols - left) + 0.0)[None, :]
     else:
         return 0.0
+
+
+@triton.jit
+def gelu_tile(x, bias, y, inside, FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr):
+    u = shift(load_raw(x, inside), bias, PTX, ALIGN)
+    store(y, gelu(u, FORMULA, y.dtype.scalar.element_ty, PTX), inside)
 
 
 @triton.jit(do_not_specialize=FORWARD_INTEGERS)
@@ -68,7 +119,7 @@ def forward(
     y_ptr,  # [batch, rows, cols]
     batch, rows, cols, row_tiles, x_batch, x_row, y_batch, y_row,
     FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, BATCHED: tl.constexpr, FOLD: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, BATCHED: tl.constexpr, FOLD: tl.constexpr, ALIKE: tl.constexpr,
 ):  # fmt: skip
     """y = gelu(x + bias), one tile a program."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -83,14 +134,40 @@ def forward(
         b = 0
         top = number.to(rows.dtype) * BLOCK_ROWS
     row = tl.arange(0, BLOCK_ROWS).to(index)
-    col = tl.arange(0, BLOCK_COLS).to(index)
-    inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
-
-    x_tile = corner(x_ptr, b, top, left, x_batch, x_row, ALIGN)
-    y_tile = corner(y_ptr, b, top, left, y_batch, y_row, ALIGN)
+    col = tl.arange(0, BLOCK_COLS)
+    if ALIKE:  # then offsets are computed once
+        y_batch, y_row = x_batch, x_row
+    x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
+    y = pointers(corner(y_ptr, b, top, left, y_batch, y_row, ALIGN), row, col, y_row, ALIGN)
     bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
-    u = load(x_tile + within(row, col, x_row, ALIGN), inside) + bias
-    store(y_tile + within(row, col, y_row, ALIGN), gelu(u, FORMULA, y_ptr.dtype.element_ty, PTX), inside)
+    if (top + BLOCK_ROWS <= rows) & (left + BLOCK_COLS <= cols):
+        gelu_tile(x, bias, y, None, FORMULA, PTX, ALIGN)
+    else:
+        inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
+        gelu_tile(x, bias, y, inside, FORMULA, PTX, ALIGN)
+
+
+@triton.jit
+def dgelu_tile(
+    dy, v, vbias, x, bias, ddy, dx, inside,
+    FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr,
+):  # fmt: skip
+    """Stores ddy and dx, and returns what dbias is the sum of."""
+    DTYPE: tl.constexpr = x.dtype.scalar.element_ty
+    x = load_raw(x, inside)
+    dy = load_raw(dy, inside)  # both are on their way before either is waited for
+    u = shift(x, bias, PTX, ALIGN)
+    slope = widen(dy, PTX, ALIGN)
+    if v is None:
+        slope *= dgelu(u, FORMULA, DTYPE, PTX)
+    else:
+        v = load(v, inside, PTX, ALIGN) + vbias
+        if NEEDS_DY:
+            store(ddy, v * dgelu(u, FORMULA, DTYPE, PTX), inside)
+        slope *= v * d2gelu(u, FORMULA, DTYPE, PTX)
+    if NEEDS_X:
+        store(dx, slope, inside)
+    return slope
 
 
 @triton.jit(do_not_specialize=BACKWARD_INTEGERS)
@@ -134,6 +211,10 @@ def backward(
         steps = tl.minimum(slab_steps, tl.cdiv(rows - top, BLOCK_ROWS))
     DOWN: tl.constexpr = 0 if BIAS == "rows" else BLOCK_ROWS
     RIGHT: tl.constexpr = BLOCK_COLS if BIAS == "rows" else 0
+    if BIAS == "rows":
+        whole = tl.where(top + BLOCK_ROWS <= rows, tl.minimum(slab_steps, (cols - left) // BLOCK_COLS), 0)
+    else:
+        whole = tl.where(left + BLOCK_COLS <= cols, tl.minimum(slab_steps, (rows - top) // BLOCK_ROWS), 0)
     bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
     vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, "none" if vbias_ptr is None else BIAS)
 
@@ -142,28 +223,25 @@ def backward(
         dy_tile = corner(dy_ptr, b, top, left, dy_batch, dy_row, ALIGN)
         x_tile = corner(x_ptr, b, top, left, x_batch, x_row, ALIGN)
         dx_tile = corner(dx_ptr, b, top, left, dx_batch, dx_row, ALIGN)
-        if v_ptr is not None:
-            v_tile = corner(v_ptr, b, top, left, v_batch, v_row, ALIGN)
-        if NEEDS_DY:
-            ddy_tile = corner(ddy_ptr, b, top, left, dx_batch, dx_row, ALIGN)
-        for step in range(steps):
+        v_tile = corner(v_ptr, b, top, left, v_batch, v_row, ALIGN)
+        ddy_tile = corner(ddy_ptr, b, top, left, dx_batch, dx_row, ALIGN)
+        for step in range(whole):
+            r = row + step * DOWN
+            c = col + step * RIGHT
+            total += dgelu_tile(
+                pointers(dy_tile, r, c, dy_row, ALIGN), pointers(v_tile, r, c, v_row, ALIGN), vbias,
+                pointers(x_tile, r, c, x_row, ALIGN), bias, pointers(ddy_tile, r, c, dx_row, ALIGN),
+                pointers(dx_tile, r, c, dx_row, ALIGN), None, FORMULA, PTX, ALIGN, NEEDS_DY, NEEDS_X,
+            )  # fmt: skip
+        for step in range(whole, steps):
             r = row + step * DOWN
             c = col + step * RIGHT
             inside = (r < rows - top)[:, None] & (c < cols - left)[None, :]
-            u = load(x_tile + within(r, c, x_row, ALIGN), inside) + bias
-            dy = load(dy_tile + within(r, c, dy_row, ALIGN), inside)
-            if v_ptr is None:
-                dx = dy * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PTX)
-            else:
-                v = load(v_tile + within(r, c, v_row, ALIGN), inside) + vbias
-                dx = v * dy * d2gelu(u, FORMULA, dx_ptr.dtype.element_ty, PTX)
-            if NEEDS_DY:
-                ddy = v * dgelu(u, FORMULA, dx_ptr.dtype.element_ty, PTX)
-                store(ddy_tile + within(r, c, dx_row, ALIGN), ddy, inside)
-            if NEEDS_X:
-                store(dx_tile + within(r, c, dx_row, ALIGN), dx, inside)
-            if NEEDS_BIAS:
-                total += dx
+            total += dgelu_tile(
+                pointers(dy_tile, r, c, dy_row, ALIGN), pointers(v_tile, r, c, v_row, ALIGN), vbias,
+                pointers(x_tile, r, c, x_row, ALIGN), bias, pointers(ddy_tile, r, c, dx_row, ALIGN),
+                pointers(dx_tile, r, c, dx_row, ALIGN), inside, FORMULA, PTX, ALIGN, NEEDS_DY, NEEDS_X,
+            )  # fmt: skip
 
     if NEEDS_BIAS:
         if BIAS == "rows":

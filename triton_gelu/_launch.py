@@ -19,7 +19,7 @@ WARPS = 4
 WARP_BYTES = 512  # what one warp reads in one 128-bit access
 ALIGN = 8  # elements of a 128-bit access in 16 bit
 FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
-PROGRAMS_PER_PROCESSOR = 6  # resident at once with four warps of 80 registers: the backward pass is one wave
+PROGRAMS_PER_PROCESSOR = 8  # resident at once with four warps of 64 registers: the backward pass is one wave
 PARTIAL_SHARE = 0.02  # most of the traffic of a backward pass that partial sums may take
 
 
@@ -74,7 +74,7 @@ def forward(matrices: Matrices, itemsize: int, formula: str, target: Target) -> 
         ),
         constants=(
             *_constants(matrices, formula, target, align, block_rows, block_cols, block_rows),
-            ("BATCHED", matrices.batch > 1), ("FOLD", FOLD),
+            ("BATCHED", matrices.batch > 1), ("FOLD", FOLD), ("ALIKE", _alike(matrices)),
         ),
         num_warps=warps,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def backward(
     `matrices` walks dy, v, x and dx, where v is the gradient of dx in a second backward pass and stands for dy in the
     first, which has no gradient of dy.
     """
-    block_rows, block_cols = _tile(matrices, WARP_BYTES // itemsize, 2 * WARPS * target.tile_scale)
+    block_rows, block_cols = _tile(matrices, WARP_BYTES // itemsize, WARPS * target.tile_scale)
     if matrices.bias == "rows":
         fixed, length, step = _cdiv(matrices.rows, block_rows), matrices.cols, block_cols
     else:
@@ -121,7 +121,7 @@ def backward(
         ),
         constants=(
             *_constants(matrices, formula, target, align, block_rows, block_cols, reach),
-            ("ALIKE", all(pair == matrices.strides[0] for pair in matrices.strides)),
+            ("ALIKE", _alike(matrices)),
             ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias),
         ),
     )  # fmt: skip
@@ -145,8 +145,10 @@ def _forward_tile(matrices: Matrices, warp: int, scale: int) -> tuple[int, int, 
         for warps in (WARPS, WARPS // 2):
             if _fits(matrices.cols, warps * warp):
                 return 4 * scale, warps * warp, warps
-    rows, cols = _tile(matrices, warp, 4 * WARPS * scale)
-    return rows, cols, WARPS
+    if matrices.bias == "rows":  # narrow, to waste little at the end of a row, unless accesses are narrow, too
+        parts = 2 if matrices.alignment(ALIGN) == ALIGN else 0.5
+        return *_tile(matrices, int(warp / parts), int(parts * 4 * WARPS * scale)), WARPS
+    return *_tile(matrices, warp, 4 * WARPS * scale), WARPS
 
 
 def _tile(matrices: Matrices, warp: int, warps: int) -> tuple[int, int]:
@@ -174,12 +176,17 @@ def _constants(
     return (
         ("FORMULA", formula),
         ("BIAS", matrices.bias),
-        ("PTX", target.ptx if align > 1 else min(target.ptx, 1)),  # pairs are neighbours of one thread
+        ("PTX", target.ptx),
         ("ALIGN", align),
         ("WIDE", matrices.cols + block_cols >= 2**31 or reach * widest >= 2**31),
         ("BLOCK_ROWS", block_rows),
         ("BLOCK_COLS", block_cols),
     )
+
+
+def _alike(matrices: Matrices) -> bool:
+    """Whether all tensors are walked by the same strides."""
+    return all(pair == matrices.strides[0] for pair in matrices.strides)
 
 
 def _strides(matrices: Matrices, align: int) -> Iterable[int]:
