@@ -1,4 +1,4 @@
-"""Two processes, each with its half: sharded tensors, tensor-parallel and fully sharded MLPs, data parallelism."""
+"""Two processes: sharded tensors and MLPs, tensor-parallel, fully sharded or data-parallel, against one plain model."""
 
 from __future__ import annotations
 
