@@ -122,7 +122,7 @@ def test_no_grad_and_inference_mode(way: str, mode: Function, device: str) -> No
         assert_same(y, plain(x, bias))
 
 
-@ways(*EAGER, *FUNCTORCH, *DISTRIBUTED, compiled=91469)
+@ways(*EAGER, *FUNCTORCH, "distributed, along the bias", compiled=91469)
 def test_second_derivatives(way: str, device: str) -> None:
     x, bias = inputs(device)
 
@@ -281,7 +281,7 @@ def test_batched_gradients(way: str, device: str) -> None:
     assert_same(ours, theirs)
 
 
-@ways(*EAGER, "compiled", "distributed")
+@ways(*EAGER, "compiled")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(way: str, dtype: torch.dtype, device: str) -> None:
     """The Linear yields `dtype`, the bias stays in fp32: y has `dtype`, as F.gelu(F.linear(x, w, b)) has."""
