@@ -258,6 +258,8 @@ def negative(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ON_NAN: tl.constexpr
         reach: tl.constexpr = SIGMOID_REACH
     else:
         reach: tl.constexpr = EXACT_REACH_FLOAT16 if DTYPE == tl.float16 else EXACT_REACH
+    if INTERPRETED and ON_NAN == tl.PropagateNan.NONE:  # before Triton 3.9 its maximum lets a NaN through
+        u = tl.where(u == u, u, reach)
     return tl.maximum(-tl.abs(u), -reach, propagate_nan=ON_NAN)
 
 
