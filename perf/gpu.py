@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     tests = tested()
     whole = pack(machine, cases.SETS["gpu"](), providers.PROVIDERS, tuple(accuracy.DTYPES), output, until, tests)
     print(f"tests:   {tests}\nrows:    {output}\nreport:  {output.with_suffix('.md')}")
-    print("To send them back: run python -m perf readme, git add README.md perf/data, commit, open a pull request. Thank you!")
+    print("To send them back: python -m perf readme; git add README.md perf/data; commit; open a pull request.")
     failed = any(row.status == "failed" for row in results.read(output))
     return int(failed or not whole or "passed" not in tests or "failed" in tests or "error" in tests)
 
