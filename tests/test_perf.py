@@ -235,7 +235,8 @@ def test_rows_of_a_case_agree_with_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_a_whole_model_is_right_in_pytorch_and_with_this_package(name: str) -> None:
+def test_a_whole_model_is_right_in_pytorch_and_with_this_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # nothing is timed, and kernels run as they were decorated
     case = Case(name, (1, 6, 64), dim=None, approximate="none", direction="forward_backward", model=name)
     inputs = case.inputs(CPU)
     expected = check.expected(case, inputs)
