@@ -12,6 +12,7 @@ import torch
 
 from perf.models import MODELS
 from perf.results import Row, UserError
+from triton_gelu.__main__ import parse_dim, parse_shape
 
 APPROXIMATES = ("tanh", "none", "sigmoid")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -229,8 +230,8 @@ def add_arguments(parser: argparse.ArgumentParser, sets: Sets = SETS, directions
     group.add_argument(
         "--set", choices=sets, default=next(iter(sets)), help="named set of cases (default: %(default)s)"
     )
-    group.add_argument("--shape", type=_shape, action="append", metavar="8,1500,5120", help="your own shape")
-    group.add_argument("--dim", type=_dim, default=-1, metavar="1", help="bias dimension of --shape, or 'none'")
+    group.add_argument("--shape", type=parse_shape, action="append", metavar="8,1500,5120", help="your own shape")
+    group.add_argument("--dim", type=parse_dim, default=-1, metavar="1", help="bias dimension of --shape, or 'none'")
     add_filters(group, directions)
 
 
@@ -279,23 +280,6 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(size) for size in text.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"expected positive sizes such as 8,1500,5120, got {text!r}")
-    return shape
-
-
-def _dim(text: str) -> int | None:
-    try:
-        return None if text == "none" else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected an integer, or 'none' for no bias, got {text!r}") from None
 
 
 def _dtype(text: str) -> str:

@@ -44,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m triton_gelu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", type=_shape, metavar="8,1500,5120", help="of x: print how its kernels are launched")
-    parser.add_argument("--dim", type=_dim, default=-1, metavar="1", help="that the bias runs along, or 'none'")
+    parser.add_argument(
+        "--shape", type=parse_shape, metavar="8,1500,5120", help="of x: print how its kernels are launched"
+    )
+    parser.add_argument("--dim", type=parse_dim, default=-1, metavar="1", help="that the bias runs along, or 'none'")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of x (default: %(default)s)")
     parser.add_argument("--approximate", choices=FORMULAS, default="tanh", help="formula (default: %(default)s)")
     parser.add_argument(
@@ -141,14 +143,19 @@ def launch_line(launch: Launch) -> str:
     return ", ".join([f"  {launch.kernel:9} grid {grid}", f"{launch.num_warps} warps", f"tile {tile}", *flags])
 
 
-def _shape(text: str) -> tuple[int, ...]:
-    sizes = text.split(",")
-    if not all(size.isdecimal() and int(size) for size in sizes):
+def parse_shape(text: str) -> tuple[int, ...]:
+    """A shape from the command line."""
+    try:
+        shape = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
         raise argparse.ArgumentTypeError(f"expected positive sizes such as 8,1500,5120, got {text!r}")
-    return tuple(map(int, sizes))
+    return shape
 
 
-def _dim(text: str) -> int | None:
+def parse_dim(text: str) -> int | None:
+    """A dimension from the command line, or None."""
     try:
         return None if text == "none" else int(text)
     except ValueError:
