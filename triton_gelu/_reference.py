@@ -33,6 +33,11 @@ LOGIT = {
 }
 """(linear, cubic) of t. 0.044715 and 1.702 define the two approximations (arXiv:1606.08415, section 2)."""
 
+LOG2_E = math.log2(math.e)
+"""exp(t) = exp2(t log2(e)): torch's exp2 takes half the time of its exp, and a constant takes up the factor. Not so in
+the derivative: t log2(e) is rounded in coarser steps than t, which would there make "sigmoid" less exact than torch's.
+"""
+
 CLOSED = -512.0
 """Here and below, every gate is exactly 0 in float32 and float64: with u clamped to it, no infinity meets a zero."""
 
@@ -125,7 +130,7 @@ def _logistic_value(
     u: Tensor, linear: float, cubic: float, out: Tensor | None = None, spare: Tensor | None = None
 ) -> Tensor:
     """u s(t) = u / (1 + exp(-t))."""
-    decay = torch.exp(_odd_cubic(u, -linear, -cubic, spare), out=spare)
+    decay = torch.exp2(_odd_cubic(u, -linear * LOG2_E, -cubic * LOG2_E, spare), out=spare)
     return torch.div(u, torch.add(decay, _number(1, decay, spare), out=spare), out=out)
 
 
