@@ -139,7 +139,7 @@ OTHERS = (
 )
 TINY, *_, LARGE = WHISPER
 FULL_BATCHES = (1, 8)
-FOUNDING = Case("founding", (32, 10, 64))
+SMALLEST = Case("smallest", (32, 10, 64))
 
 
 def conv_stem(model: Model, batch: int = 1) -> tuple[Case, Case]:
@@ -185,8 +185,8 @@ def quick() -> tuple[Case, ...]:
     two = (mlp(TINY), mlp(LARGE))
     first, second = conv_stem(TINY)[0], conv_stem(LARGE)[1]
     return (
-        *product((FOUNDING, *map(mlp, WHISPER + OTHERS), first, second, linear_gelu(TINY))),
-        *product((FOUNDING, *two, first), directions=("forward_backward",)),
+        *product((SMALLEST, *map(mlp, WHISPER + OTHERS), first, second, linear_gelu(TINY))),
+        *product((SMALLEST, *two, first), directions=("forward_backward",)),
         *product(two, approximates=("none", "sigmoid")),
         *product(two, dtypes=("bfloat16",)),
         *product((whole("encoder"), whole("mlps", frames=500)), approximates=("none",), directions=DIRECTIONS),
@@ -196,7 +196,7 @@ def quick() -> tuple[Case, ...]:
 
 def full() -> tuple[Case, ...]:
     """Every size at two batches, in every dtype, formula and direction; hours on a CPU."""
-    sizes = [FOUNDING]
+    sizes = [SMALLEST]
     for batch in FULL_BATCHES:
         sizes += [mlp(model, batch) for model in WHISPER + OTHERS]
         sizes += [case for model in WHISPER for case in conv_stem(model, batch)]
@@ -207,13 +207,13 @@ def full() -> tuple[Case, ...]:
 
 def targets() -> tuple[Case, ...]:
     """The cases the CPU path's goals are stated for."""
-    return product((mlp(TINY, batch=4), FOUNDING), approximates=("tanh", "none"), directions=DIRECTIONS)
+    return product((mlp(TINY, batch=4), SMALLEST), approximates=("tanh", "none"), directions=DIRECTIONS)
 
 
 def gpu() -> tuple[Case, ...]:
     """What a GPU's owner sends back: large shapes, where a kernel and not its launch is timed, and the smallest."""
     largest = mlp(LARGE, batch=8)
-    sizes = (largest, mlp(TINY, batch=8), conv_stem(LARGE, batch=8)[0], FOUNDING, linear_gelu(TINY, batch=8))
+    sizes = (largest, mlp(TINY, batch=8), conv_stem(LARGE, batch=8)[0], SMALLEST, linear_gelu(TINY, batch=8))
     return (
         *product(sizes, dtypes=("bfloat16",), approximates=("tanh", "none"), directions=DIRECTIONS),
         *product((largest,), dtypes=("float32", "float16"), approximates=("tanh", "none"), directions=DIRECTIONS),

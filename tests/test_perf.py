@@ -82,7 +82,7 @@ def test_only_the_newest_answer_to_a_question_counts() -> None:
     assert results.latest([ROW, other, newer]) == [newer, other]
 
 
-def test_quick_runs_from_the_founding_shape_to_whisper_large_in_one_dtype_and_formula() -> None:
+def test_quick_runs_from_the_smallest_shape_to_whisper_large_in_one_dtype_and_formula() -> None:
     quick = cases.quick()
     assert quick[0].shape == (32, 10, 64)
     assert {case.shape[0] for case in quick} == {1, 32}

@@ -64,8 +64,8 @@ def fuse(model: nn.Module, *example_args: Any, **example_kwargs: Any) -> FusionR
     A layer is whatever calls `torch.nn.functional.linear`, a convolution or `torch.addmm`; a GELU is a call of
     `torch.nn.functional.gelu` from anywhere, or a module without state, named after GELU, that computes one. The
     example only chooses the layers: a model that uses their outputs in other ways, now or later, stays right.
-    Parameters, state_dict, hooks and training mode stay; copies, deep or shallow, pickling and compiling work. Fusing
-    again changes nothing.
+    Parameters, state_dict, hooks and training mode stay; copies, pickling and compiling work. Only call a shallow copy,
+    `copy(x)`: its `forward(x)` is that of the model it was copied from. Fusing again changes nothing.
 
     Args:
         model: any module. The example leaves its buffers and the random state as they were.
