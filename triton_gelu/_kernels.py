@@ -294,7 +294,8 @@ def forward_transpose(
         position = load(pointers(position, col, row, y_row, ACROSS), inside_y, PTX, ACROSS)
     for b in range(first, last):
         x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
-        u = shift(tl.trans(load_raw(x, inside)), bias, PTX, ACROSS)
+        # Widened by the compiler, x is turned before that: in half the memory, and after all loads are on their way.
+        u = shift(tl.trans(load_raw(x, inside)), bias, 0, ACROSS)
         y = gelu(u, FORMULA, y_ptr.dtype.element_ty, PTX)
         if position_ptr is not None:
             y += position

@@ -21,7 +21,7 @@ ALIGN = 8  # elements of a 128-bit access in 16 bit
 FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
 PROGRAMS_PER_PROCESSOR = 8  # resident at once with four warps of 64 registers: the backward pass is one wave
 PARTIAL_SHARE = 0.02  # most of the traffic of a backward pass that partial sums may take
-TRANSPOSE_WARPS = {"forward_transpose": 8, "backward_transpose": 4}  # of 16 elements a thread
+TRANSPOSE_TILES = {"forward_transpose": (64, 128, 8), "backward_transpose": (32, 64, 4)}  # rows, columns, warps
 TRANSPOSE_PROGRAMS = 16  # a processor: a few waves
 
 
@@ -150,11 +150,14 @@ def backward_transpose(shape: Ints, x: Ints, dy: Ints, formula: str, target: Tar
 
 
 def _transpose(kernel: str, shape: Ints, x: Ints, dy: Ints | None, formula: str, target: Target) -> Launch:
-    """Tiles of about as many rows as columns, as whole sectors are moved on either side; one in a few batches each."""
+    """Tiles of whole sectors on either side, one in each of a few batches a program.
+
+    They are not square where that can be: a compiler gives both sides of a square the same width of access.
+    """
     batch, rows, cols = shape
-    warps = TRANSPOSE_WARPS[kernel]
-    block_rows = max(_power_of_two(rows, 8 * warps), 16)
-    block_cols = max(_power_of_two(cols, 512 * warps * target.tile_scale // block_rows), 64)
+    most_rows, most_cols, warps = TRANSPOSE_TILES[kernel]
+    block_rows = max(_power_of_two(rows, most_rows), 16)
+    block_cols = max(_power_of_two(cols, most_rows * most_cols * target.tile_scale // block_rows), 64)
     row_tiles, col_tiles = _cdiv(rows, block_rows), _cdiv(cols, block_cols)
     slab_batches = _cdiv(batch, max(target.processors * TRANSPOSE_PROGRAMS // (row_tiles * col_tiles), 1))
     strides, strides_dy = x[:2], () if dy is None else dy[:2]
