@@ -67,7 +67,7 @@ def baseline() -> tuple[Case, ...]:
 SETS = {"budget": budget, "baseline": baseline}
 
 
-_BLANK = Row("static", "", (), None, "", "", "forward", "", "", "", None, status="skipped", path="compiled offline")
+BLANK = Row("static", "", (), None, "", "", "forward", "", "", "", None, status="skipped", path="compiled offline")
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def library(case: Case) -> Call:
 def answer(question: Question, dump: Path | None = None) -> list[Row]:
     """The rows of one question; a single failed one, with the reason, where a kernel can't be compiled or followed."""
     gpu = GPUS[question.target]
-    blank = replace(_BLANK, **question.fields(), **results.context())
+    blank = replace(BLANK, **question.fields(), **results.context())
     try:
         counted = [count(each, gpu) for each in launches(gpu, subjects(question.case)[question.provider])]
     except (Untraceable, triton.CompilationError) as problem:

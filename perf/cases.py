@@ -82,6 +82,10 @@ class Case:
         return self.shape[:0:-1] if self.transposed else ()
 
     @property
+    def position_elements(self) -> int:
+        return math.prod(self.position_shape) if self.transposed else 0
+
+    @property
     def differentiates(self) -> bool:
         return self.direction == "forward_backward"
 
@@ -91,8 +95,7 @@ class Case:
         Forward: read x, bias and position, write y. Backward adds: read dy, x and bias, write all gradients.
         """
         passes, vectors, positions = (5, 3, 2) if self.differentiates else (2, 1, 1)
-        position = math.prod(self.position_shape) if self.transposed else 0
-        moved = passes * self.elements + vectors * self.bias_length + positions * position
+        moved = passes * self.elements + vectors * self.bias_length + positions * self.position_elements
         return moved * self.torch_dtype.itemsize
 
     def inputs(self, device: torch.device) -> Inputs:

@@ -49,10 +49,13 @@ def measured(rows: Sequence[Row]) -> str:
 
 
 def static(rows: Sequence[Row]) -> str:
-    """Counts of kernels that never ran."""
-    from perf import table_static  # which asks for Triton
+    """Counts of kernels that never ran, of single calls and of whole models."""
+    from perf import saved, table_static  # which ask for Triton
 
-    return f"```text\n{table_static.render(rows)}\n```"
+    models = [row for row in rows if row.case in saved.NAMES]
+    calls = [row for row in rows if row.case not in saved.NAMES]
+    tables = (render(mine) for render, mine in ((table_static.render, calls), (saved.render, models)) if mine)
+    return "\n\n".join(f"```text\n{text}\n```" for text in tables)
 
 
 def errors(rows: Sequence[Row]) -> str:
