@@ -120,6 +120,13 @@ def test_its_second_convolution_is_called_where_somebody_may_want_to_see_that(
     assert len(called) == (1 if what == "nothing" else 2)
 
 
+def test_it_compiles_as_one_graph() -> None:
+    torch.compiler.reset()
+    encoder, mel = AudioEncoder(8, 10, 16, 2, 1), torch.randn(1, 8, 20)
+    compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(mel), encoder(mel))
+
+
 def test_under_autocast_its_features_are_near_those_of_openai_whisper() -> None:
     ours, theirs = twins(16, 25, 32, 4, 2)
     mel = log_mel(chirp(seconds=0.5), n_mels=16)[None]
