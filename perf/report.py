@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from perf import accuracy, plot, results, table
-from perf.results import Row
+from perf.results import Row, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
     """Read, keep what is asked for, write, name the files."""
     files = args.files or [plot.newest(results.FOLDER)]
     rows = [row for file in files for row in results.read(file) if plot.kept(row, args)]
+    if not rows:
+        raise UserError("no rows to report; python -m perf measure makes some")
     path = (args.output or files[0]).with_suffix(".md")
     pictures = write(rows, path)
     print(f"report:  {path}", *(f"picture: {picture}" for picture in pictures), sep="\n")
