@@ -33,12 +33,13 @@ from perf.offline import META, Call, launches
 from perf.progress import progress
 from perf.results import Row, UserError
 from perf.table_static import render
-from triton_gelu import _fused
+from triton_gelu import _fused, _transpose
 
 DIRECTIONS = ("forward", "backward")
 HALVES, ALL = ("bfloat16", "float16"), tuple(cases.DTYPES.values())
 WIDE = Case("width 4096", (16384, 4096))
 FRAMES = tuple(Case(f"{frames} frames", (32, 1280, frames), dim=1) for frames in (3000, 1500))
+STEM = replace(FRAMES[1], name="stem, 1500 frames", transposed=True)
 IMAGE = Case("56 x 56 image", (32, 256, 56, 56), dim=1)
 ODD = (
     Case("width 1500", (16384, 1500)),
@@ -51,7 +52,7 @@ def budget() -> tuple[Case, ...]:
     """Every formula and dtype at one width, and the shapes that are hard to walk."""
     return (
         *product((WIDE,), dtypes=ALL, approximates=cases.APPROXIMATES, directions=DIRECTIONS),
-        *product((*FRAMES, IMAGE, *ODD), dtypes=HALVES[:1], directions=DIRECTIONS),
+        *product((*FRAMES, STEM, IMAGE, *ODD), dtypes=HALVES[:1], directions=DIRECTIONS),
     )
 
 
@@ -66,7 +67,7 @@ def baseline() -> tuple[Case, ...]:
 SETS = {"budget": budget, "baseline": baseline}
 
 
-_BLANK = Row("static", "", (), None, "", "", "forward", "", "", "", None, status="skipped", path="compiled offline")
+BLANK = Row("static", "", (), None, "", "", "forward", "", "", "", None, status="skipped", path="compiled offline")
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,12 @@ def library(case: Case) -> Call:
     x = torch.empty(case.shape, dtype=case.torch_dtype, device=META)
     bias = None if case.dim is None else torch.empty(case.bias_length, dtype=case.torch_dtype, device=META)
     dim = 0 if case.dim is None else case.dim % len(case.shape)
-
+    if case.transposed:
+        position = torch.empty(case.position_shape, dtype=case.torch_dtype, device=META)
+        if case.direction == "backward":
+            dy = torch.empty(case.shape[0], *case.position_shape, dtype=case.torch_dtype, device=META)
+            return lambda: _transpose.backward(dy, x, bias, case.approximate, True, True)
+        return lambda: _transpose.forward(x, bias, position, case.approximate)
     if case.direction == "backward":
         return lambda: _fused.backward(x, x, bias, dim, case.approximate, True, bias is not None)
     return lambda: _fused.forward(x, bias, dim, case.approximate)
@@ -153,7 +159,7 @@ def library(case: Case) -> Call:
 def answer(question: Question, dump: Path | None = None) -> list[Row]:
     """The rows of one question; a single failed one, with the reason, where a kernel can't be compiled or followed."""
     gpu = GPUS[question.target]
-    blank = replace(_BLANK, **question.fields(), **results.context())
+    blank = replace(BLANK, **question.fields(), **results.context())
     try:
         counted = [count(each, gpu) for each in launches(gpu, subjects(question.case)[question.provider])]
     except (Untraceable, triton.CompilationError) as problem:

@@ -41,7 +41,8 @@ class Case:
     """GELU of `shape` plus a bias along `dim` (None: no bias), in one dtype, formula and direction.
 
     With `in_features` the GELU follows a Linear of that many inputs, the pair `F.gelu(F.linear(x, w, b))` against
-    `bias_gelu(F.linear(x, w), b)`; `shape` is then the shape of the Linear's output. With `model` it is one of
+    `bias_gelu(F.linear(x, w), b)`; `shape` is then the shape of the Linear's output. With `transposed` it is that of x,
+    [N, C, L], and the result is transposed, plus a position: `bias_gelu_transpose`. With `model` it is one of
     `models.MODELS`, and `shape` that of its output.
     """
 
@@ -52,6 +53,7 @@ class Case:
     approximate: str = "tanh"
     direction: str = "forward"
     in_features: int | None = None
+    transposed: bool = False
     model: str = ""
 
     def __str__(self) -> str:
@@ -75,16 +77,26 @@ class Case:
         return 0 if self.dim is None else self.shape[self.dim]
 
     @property
+    def position_shape(self) -> tuple[int, ...]:
+        """[L, C], or nothing where there is no position."""
+        return self.shape[:0:-1] if self.transposed else ()
+
+    @property
+    def position_elements(self) -> int:
+        return math.prod(self.position_shape) if self.transposed else 0
+
+    @property
     def differentiates(self) -> bool:
         return self.direction == "forward_backward"
 
     def compulsory_bytes(self) -> int:
         """Bytes that no implementation of the GELU can avoid moving, each tensor once; what GB/s is counted in.
 
-        Forward: read x and bias, write y. Backward adds: read dy, x and bias, write dx and dbias.
+        Forward: read x, bias and position, write y. Backward adds: read dy, x and bias, write all gradients.
         """
-        passes, vectors = (5, 3) if self.differentiates else (2, 1)
-        return (passes * self.elements + vectors * self.bias_length) * self.torch_dtype.itemsize
+        passes, vectors, positions = (5, 3, 2) if self.differentiates else (2, 1, 1)
+        moved = passes * self.elements + vectors * self.bias_length + positions * self.position_elements
+        return moved * self.torch_dtype.itemsize
 
     def inputs(self, device: torch.device) -> Inputs:
         """The same random tensors on every call: x and dy normal, so that both tails of the GELU are visited."""
@@ -105,8 +117,10 @@ class Case:
             x = normal(*(self.shape if self.in_features is None else (*self.shape[:-1], self.in_features)), scale=2.0)
         if self.in_features is not None:
             weight = normal(self.shape[-1], self.in_features, scale=self.in_features**-0.5)
+        if self.transposed:
+            parameters = (normal(*self.position_shape),)
         bias = None if self.dim is None else normal(self.bias_length)
-        dy = normal(*self.shape) if self.differentiates else None
+        dy = normal(*self.shape[:1], *(self.position_shape or self.shape[1:])) if self.differentiates else None
         inputs = Inputs(x, bias, weight, dy, parameters)
         for leaf in inputs.leaves:
             leaf.requires_grad_(self.differentiates)
@@ -148,6 +162,12 @@ def conv_stem(model: Model, batch: int = 1) -> tuple[Case, Case]:
         Case(f"{model.name} conv1", (batch, model.width, MEL_FRAMES), dim=1),
         Case(f"{model.name} conv2", (batch, model.width, AUDIO_FRAMES), dim=1),
     )
+
+
+def stem(model: Model, batch: int = 1) -> Case:
+    """The second of them with what follows: transposed, plus the position."""
+    _, second = conv_stem(model, batch)
+    return replace(second, name=f"{model.name} stem", transposed=True)
 
 
 def mlp(model: Model, batch: int = 1) -> Case:
@@ -200,7 +220,7 @@ def full() -> tuple[Case, ...]:
     for batch in FULL_BATCHES:
         sizes += [mlp(model, batch) for model in WHISPER + OTHERS]
         sizes += [case for model in WHISPER for case in conv_stem(model, batch)]
-        sizes += [linear_gelu(model, batch) for model in (TINY, LARGE)]
+        sizes += [make(model, batch) for make in (linear_gelu, stem) for model in (TINY, LARGE)]
     sizes += [replace(mlp(TINY), name=f"{TINY.name} mlp, no bias", dim=None)]
     return product(sizes, dtypes=DTYPES.values(), approximates=APPROXIMATES, directions=DIRECTIONS)
 
@@ -213,7 +233,8 @@ def targets() -> tuple[Case, ...]:
 def gpu() -> tuple[Case, ...]:
     """What a GPU's owner sends back: large shapes, where a kernel and not its launch is timed, and the smallest."""
     largest = mlp(LARGE, batch=8)
-    sizes = (largest, mlp(TINY, batch=8), conv_stem(LARGE, batch=8)[0], SMALLEST, linear_gelu(TINY, batch=8))
+    stems = conv_stem(LARGE, batch=8)[0], stem(LARGE, batch=8)
+    sizes = (largest, mlp(TINY, batch=8), *stems, SMALLEST, linear_gelu(TINY, batch=8))
     return (
         *product(sizes, dtypes=("bfloat16",), approximates=("tanh", "none"), directions=DIRECTIONS),
         *product((largest,), dtypes=("float32", "float16"), approximates=("tanh", "none"), directions=DIRECTIONS),

@@ -91,11 +91,17 @@ def _expected(case: Case, inputs: Inputs) -> Iterator[Expected]:
     if weight is not None:  # x @ w is rounded before the bias comes, and its fp32 sum errs like a random walk
         walk = (x * x @ (weight * weight).mT * weight.shape[-1]).sqrt()
         tolerance += ulp * (u - bias).abs() + 2 * EPS32 * walk
+    if case.transposed:  # y is rounded, and so is its sum with the position
+        y = y.transpose(1, 2) + inputs.parameters[0].double()
+        tolerance = tolerance.transpose(1, 2) + 2 * ulp * y.abs()
     yield Expected("y", y, tolerance)
     if inputs.dy is None:
         return
 
     dy = inputs.dy.double()
+    if case.transposed:
+        dposition, misses = dy.sum(0), (dy * dy * EPS32**2).sum(0)
+        dy = dy.transpose(1, 2)
     du = dy * dydu
     steps = BACKWARD_ROUNDINGS * ulp + FP32_STEPS * EPS32 * (1 + u.abs())
     miss = 2 * least + dy.abs() * steps  # y' and u y'' are at most about 1
@@ -109,6 +115,8 @@ def _expected(case: Case, inputs: Inputs) -> Iterator[Expected]:
     if case.dim is not None:
         others = [dim for dim in range(du.ndim) if dim != case.dim % du.ndim]
         yield summed("dbias", du.sum(others), (miss * miss).sum(others), ulp)
+    if case.transposed:
+        yield summed("dposition", dposition, misses, ulp)
 
 
 def summed(name: str, value: Tensor, squares: Tensor, ulp: float) -> Expected:

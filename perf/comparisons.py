@@ -163,7 +163,7 @@ def one_pass(case: Case) -> Call:
 
 def rivals(case: Case) -> dict[str, Call]:
     """The comparison kernels that can do a case, by name."""
-    if case.dim is None or case.dtype not in DTYPES:
+    if case.dim is None or case.transposed or case.dtype not in DTYPES:
         return {}
     function = FUNCTIONS[case.approximate]
     found = {}

@@ -80,9 +80,10 @@ def figures(case: Case, counted: Sequence[Counted], gpu: GPU) -> Iterator[Figure
 
 
 def compulsory(case: Case) -> int:
-    """Bytes that have to move: x and bias in, y out; or dy, x and bias in, dx and dbias out."""
-    tensors, vectors = (3, 2) if case.direction == "backward" else (2, 1)
-    return (tensors * case.elements + vectors * case.bias_length) * case.torch_dtype.itemsize
+    """Bytes that have to move: x, bias and position in, y out; or dy, x and bias in, dx and dbias out."""
+    if case.direction == "forward":
+        return case.compulsory_bytes()
+    return (3 * case.elements + 2 * case.bias_length) * case.torch_dtype.itemsize
 
 
 def width(counted: Counted) -> int:

@@ -91,10 +91,7 @@ def human(number: float, _: object = None) -> str:
 
 
 def write(rows: Iterable[Row], path: Path) -> list[Path]:
-    """Draw the newest answer to each question; one file, or one a picture with its name behind the path's.
-
-    Raises `UserError` where there is nothing to draw.
-    """
+    """Draw the newest answer to each question; one file, or one a picture with its name behind the path's."""
     newest = results.latest(rows)
     figures = [
         (name, figure)
@@ -102,8 +99,6 @@ def write(rows: Iterable[Row], path: Path) -> list[Path]:
         if (mine := [row for row in newest if row.kind == kind and row.status == "ok"])
         for name, figure in importlib.import_module(module).draw(mine)
     ]
-    if not figures:
-        raise UserError("no rows to draw; python -m perf measure makes some")
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for name, figure in figures:
@@ -131,7 +126,10 @@ def run(args: argparse.Namespace) -> int:
     """Read, keep what is asked for, draw, name the files."""
     files = args.files or [newest(results.FOLDER)]
     rows = [row for file in files for row in results.read(file) if kept(row, args)]
-    for picture in write(rows, args.output or files[0].with_suffix(".png")):
+    pictures = write(rows, args.output or files[0].with_suffix(".png"))
+    if not pictures:
+        raise UserError("no rows to draw; python -m perf measure makes some")
+    for picture in pictures:
         print(f"picture: {picture}")
     return 0
 

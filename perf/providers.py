@@ -36,6 +36,8 @@ def eager(case: Case) -> Call:
     if case.dim in (-1, len(case.shape) - 1):
         return lambda x, bias: gelu(x + bias)
     trailing = [1] * len(case.shape[case.dim :][1:])
+    if case.transposed:
+        return lambda x, bias, position: gelu(x + bias.view(-1, *trailing)).transpose(1, 2) + position
     return lambda x, bias: gelu(x + bias.view(-1, *trailing))
 
 
@@ -43,6 +45,8 @@ def fused(case: Case) -> Call:
     """What a user of this package writes: `bias_gelu(x, b)`, or `bias_gelu(F.linear(x, w), b)`."""
     if case.model:
         return models.call(models.MODELS[case.model].ours(case.shape, case.approximate))  # type: ignore[arg-type]
+    if case.transposed:
+        return functools.partial(triton_gelu.bias_gelu_transpose, approximate=case.approximate)  # type: ignore[arg-type]
     bias_gelu = functools.partial(triton_gelu.bias_gelu, approximate=case.approximate)  # type: ignore[arg-type]
     if case.in_features is not None:
         return lambda x, weight, bias: bias_gelu(F.linear(x, weight), bias)
@@ -96,7 +100,8 @@ def expression(case: Case) -> str:
     u = "F.linear(x, w, b)" if case.in_features else "x" if case.dim is None else "x + b"
     if case.approximate == "sigmoid":
         return f"u * torch.sigmoid({QUICK_GELU_SLOPE} * u) with u = {u}"
-    return f"F.gelu({u}, approximate={case.approximate!r})"
+    then = ".transpose(1, 2) + position" if case.transposed else ""
+    return f"F.gelu({u}, approximate={case.approximate!r}){then}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from perf import accuracy, plot, results, table
-from perf.results import Row
+from perf.results import Row, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
     """Read, keep what is asked for, write, name the files."""
     files = args.files or [plot.newest(results.FOLDER)]
     rows = [row for file in files for row in results.read(file) if plot.kept(row, args)]
+    if not rows:
+        raise UserError("no rows to report; python -m perf measure makes some")
     path = (args.output or files[0]).with_suffix(".md")
     pictures = write(rows, path)
     print(f"report:  {path}", *(f"picture: {picture}" for picture in pictures), sep="\n")
@@ -49,10 +51,13 @@ def measured(rows: Sequence[Row]) -> str:
 
 
 def static(rows: Sequence[Row]) -> str:
-    """Counts of kernels that never ran."""
-    from perf import table_static  # which asks for Triton
+    """Counts of kernels that never ran, of single calls and of whole models."""
+    from perf import saved, table_static  # which ask for Triton
 
-    return f"```text\n{table_static.render(rows)}\n```"
+    models = [row for row in rows if row.case in saved.NAMES]
+    calls = [row for row in rows if row.case not in saved.NAMES]
+    tables = (render(mine) for render, mine in ((table_static.render, calls), (saved.render, models)) if mine)
+    return "\n\n".join(f"```text\n{text}\n```" for text in tables)
 
 
 def errors(rows: Sequence[Row]) -> str:

@@ -109,3 +109,43 @@ def test_integers_stay_small_enough_for_32_bits_unless_a_size_is_not() -> None:
     assert dict(forward.constants)["WIDE"] is True
     _, backward = plan(dense(1 << 12, 1 << 20, dim=1))  # few slabs: each reaches far
     assert dict(backward.walk.constants)["WIDE"] is True
+
+
+TRANSPOSED = [(32, 1280, 1500), (1, 384, 1501), (5, 7, 3), (70000, 16, 64), (2, 1 << 20, 1 << 20), (1, 5_000_000, 1)]
+
+
+@pytest.mark.parametrize("shape", TRANSPOSED, ids=str)
+def test_every_element_is_transposed_and_grids_stay_in_bounds(shape: tuple[int, int, int]) -> None:
+    batch, rows, cols = shape
+    forward, backward = transpose_plan(shape)
+    for launch in (forward, backward.walk):
+        assert all(0 < n <= limit for n, limit in zip(launch.grid, KERNEL_LIMITS, strict=True))
+        constants = dict(launch.constants)
+        assert launch.integers[1:3] == (rows // constants["ACROSS"], cols // constants["ALIGN"])
+        _, _, _, col_tiles, slab_batches, *_ = launch.integers
+        assert col_tiles * constants["BLOCK_COLS"] >= cols
+        assert launch.grid[0] // col_tiles * constants["BLOCK_ROWS"] >= rows
+        assert launch.grid[1] * slab_batches >= batch
+        assert constants["BLOCK_ROWS"] * constants["BLOCK_COLS"] >= 4 * 32 * launch.num_warps  # four a thread, or more
+    assert backward.slabs == backward.walk.integers[3] * backward.walk.grid[1]
+
+
+def transpose_plan(shape: tuple[int, int, int]) -> tuple[_launch.Launch, _launch.Backward]:
+    _, rows, cols = shape
+    x, dy = (rows * cols, cols, 1), (rows * cols, rows, 1)
+    return (
+        _launch.forward_transpose(shape, x, "tanh", H100),
+        _launch.backward_transpose(shape, x, dy, "tanh", H100, needs_bias=True),
+    )
+
+
+def test_a_new_batch_or_sequence_does_not_change_what_transposes() -> None:
+    plans = [transpose_plan(shape) for shape in ((1, 384, 1500), (7, 384, 1500), (64, 384, 300), (64, 384, 2996))]
+    assert len({forward.constants for forward, _ in plans}) == 1
+    assert len({backward.walk.constants for _, backward in plans}) == 1
+
+
+def test_a_transposition_counts_in_64_bits_where_a_tile_reaches_far() -> None:
+    for shape, wide in (((2, 384, 1500), False), ((1, 1 << 26, 64), True), ((1, 64, 1 << 26), True)):
+        forward, backward = transpose_plan(shape)
+        assert dict(forward.constants)["WIDE"] == dict(backward.walk.constants)["WIDE"] == wide

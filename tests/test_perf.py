@@ -178,6 +178,7 @@ def test_pytorch_passes_the_check_in_every_shape_of_a_case(dtype: str, approxima
         Case("channels", (4, 32, 100), dim=1),
         Case("no bias", (30, 64), dim=None),
         Case("linear", (10, 20, 96), in_features=64),
+        Case("stem", (6, 32, 50), dim=1, transposed=True),
     )
     for case in cases.product(shapes, dtypes=[dtype], approximates=[approximate], directions=cases.DIRECTIONS):
         inputs = case.inputs(CPU)

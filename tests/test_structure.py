@@ -20,6 +20,7 @@ ROWS = [
     {"_fused", "_transforms"},
     {"_graph", "_operators", "_sharding"},
     {"_ops"},
+    {"_transpose"},
     {"functional"},
     {"modules", "_deferred"},
     {"_survey"},

@@ -26,18 +26,31 @@ def check(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> int:
     if not -ndim <= dim < ndim:
         raise ValueError(f"dim must be in [{-ndim}, {ndim - 1}] for x of shape {tuple(x.shape)}, got {dim}")
     dim %= ndim
-    if bias is not None:
-        if not isinstance(bias, Tensor):
-            raise TypeError(f"bias must be a torch.Tensor or None, got {type(bias).__name__}")
-        _check_dense("bias", bias)
-        if bias.ndim != 1 or bias.shape[0] != x.shape[dim]:
-            raise ValueError(
-                f"bias must have shape ({x.shape[dim]},) for x of shape {tuple(x.shape)} and dim {dim}, "
-                f"got shape {tuple(bias.shape)}"
-            )
-        if bias.device != x.device:
-            raise ValueError(f"bias must be on x's device, {x.device}, got {bias.device}")
+    _check_added("bias", bias, (x.shape[dim],), x, f" and dim {dim}")
     return dim
+
+
+def check_transposed(x: Tensor, bias: Tensor | None, position: Tensor | None, approximate: str) -> None:
+    """Raise unless these are arguments of `bias_gelu_transpose`, as it says."""
+    if isinstance(x, Tensor) and x.ndim != 3:
+        raise ValueError(f"x must have three dimensions, [N, C, L], got shape {tuple(x.shape)}")
+    check(x, bias, 1, approximate)
+    _check_added("position", position, (x.shape[2], x.shape[1]), x)
+
+
+def _check_added(name: str, tensor: Tensor | None, shape: tuple[int, ...], x: Tensor, why: str = "") -> None:
+    """Raise unless this is None, or a dense tensor of `shape` beside x."""
+    if tensor is None:
+        return
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor or None, got {type(tensor).__name__}")
+    _check_dense(name, tensor)
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{name} must have shape {shape} for x of shape {tuple(x.shape)}{why}, got shape {tuple(tensor.shape)}"
+        )
+    if tensor.device != x.device:
+        raise ValueError(f"{name} must be on x's device, {x.device}, got {tensor.device}")
 
 
 def check_approximate(approximate: str) -> None:

@@ -16,6 +16,8 @@ BACKWARD_INTEGERS = [
     "dy_batch", "dy_row", "v_batch", "v_row", "x_batch", "x_row", "dx_batch", "dx_row",
 ]  # fmt: skip
 
+TRANSPOSE_INTEGERS = ["batch", "rows", "cols", "col_tiles", "slab_batches", "x_batch", "x_row", "dy_batch", "dy_row"]
+
 
 @triton.jit
 def corner(ptr, batch, top, left, batch_stride, row_stride, ALIGN: tl.constexpr):
@@ -250,6 +252,91 @@ def backward(
         else:
             col += left
             store(partial_ptr + tl.cast(slab, tl.int64) * cols + col, tl.sum(total, 0), col < cols)
+
+
+@triton.jit
+def place_transpose(
+    batch, rows, cols, col_tiles, slab_batches,
+    ALIGN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """A program's tile, the same in every batch of its slab, and the numbers of those batches."""
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    tile = tl.program_id(0)
+    top = (tile // col_tiles).to(index) * BLOCK_ROWS
+    left = (tile % col_tiles).to(index) * BLOCK_COLS
+    row = tl.arange(0, BLOCK_ROWS).to(index)
+    col = tl.arange(0, BLOCK_COLS).to(index)
+    first = tl.program_id(1) * slab_batches
+    last = tl.minimum(first + slab_batches, batch)
+    return rows.to(index) * ACROSS, cols.to(index) * ALIGN, top, left, row, col, first, last
+
+
+@triton.jit(do_not_specialize=TRANSPOSE_INTEGERS)
+def forward_transpose(
+    x_ptr,  # [batch, rows, cols]
+    bias_ptr,  # [rows], or None
+    position_ptr,  # [cols, rows], contiguous, or None
+    y_ptr,  # [batch, cols, rows], contiguous
+    batch, rows, cols, col_tiles, slab_batches, x_batch, x_row,
+    FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """y = gelu(x + bias) with its rows as columns, plus position. Sizes along a row of y come in units of ACROSS."""
+    y_row = rows
+    rows, cols, top, left, row, col, first, last = place_transpose(
+        batch, rows, cols, col_tiles, slab_batches, ALIGN, ACROSS, WIDE, BLOCK_ROWS, BLOCK_COLS
+    )
+    inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
+    inside_y = (col < cols - left)[:, None] & (row < rows - top)[None, :]
+    bias = load_bias(bias_ptr, left, top, col, row, cols, rows, "none" if bias_ptr is None else "cols")
+    if position_ptr is not None:
+        position = corner(position_ptr, 0, left, top, 0, y_row, ACROSS)
+        position = load(pointers(position, col, row, y_row, ACROSS), inside_y, PTX, ACROSS)
+    for b in range(first, last):
+        x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
+        # Widened by the compiler, x is turned before that: in half the memory, and after all loads are on their way.
+        u = shift(tl.trans(load_raw(x, inside)), bias, 0, ACROSS)
+        y = gelu(u, FORMULA, y_ptr.dtype.element_ty, PTX)
+        if position_ptr is not None:
+            y += position
+        y_tile = corner(y_ptr, b, left, top, cols.to(tl.int64) * y_row, y_row, ACROSS)
+        store(pointers(y_tile, col, row, y_row, ACROSS), y, inside_y)
+
+
+@triton.jit(do_not_specialize=TRANSPOSE_INTEGERS)
+def backward_transpose(
+    dy_ptr,  # [batch, cols, rows]
+    x_ptr,  # [batch, rows, cols]
+    bias_ptr,  # [rows], or None
+    dx_ptr,  # [batch, rows, cols], contiguous, or None
+    partial_ptr,  # [slabs, rows], a slab for each tile of columns and slab of batches, or None
+    batch, rows, cols, col_tiles, slab_batches, x_batch, x_row, dy_batch, dy_row,
+    FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """dx = gelu'(x + bias) times dy with its rows as columns, and the sums of that over the programs' tiles."""
+    dx_row = cols
+    rows, cols, top, left, row, col, first, last = place_transpose(
+        batch, rows, cols, col_tiles, slab_batches, ALIGN, ACROSS, WIDE, BLOCK_ROWS, BLOCK_COLS
+    )
+    inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
+    inside_dy = (col < cols - left)[:, None] & (row < rows - top)[None, :]
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, "none" if bias_ptr is None else "rows")
+    total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    for b in range(first, last):
+        # dy comes first: of two layouts the compiler keeps that of the later load, so that dy alone is moved.
+        dy = pointers(corner(dy_ptr, b, left, top, dy_batch, dy_row, ACROSS), col, row, dy_row, ACROSS)
+        dy = tl.trans(load_raw(dy, inside_dy))
+        x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
+        u = shift(load_raw(x, inside), bias, PTX, ALIGN)
+        slope = widen(dy, PTX, ALIGN) * dgelu(u, FORMULA, x_ptr.dtype.element_ty, PTX)
+        if dx_ptr is not None:
+            dx = corner(dx_ptr, b, top, left, rows.to(tl.int64) * dx_row, dx_row, ALIGN)
+            store(pointers(dx, row, col, dx_row, ALIGN), slope, inside)
+        total += slope
+    if partial_ptr is not None:
+        slab = tl.program_id(1).to(tl.int64) * col_tiles + tl.program_id(0) % col_tiles
+        store(partial_ptr + slab * rows + top + row, tl.sum(total, 1), row < rows - top)
 
 
 @triton.jit(do_not_specialize=["slabs", "size"])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import sym_min
 
-from triton_gelu._layout import Matrices
+from triton_gelu._layout import Ints, Matrices
 
 WARPS = 4
 WARP_BYTES = 512  # what one warp reads in one 128-bit access
@@ -21,6 +21,8 @@ ALIGN = 8  # elements of a 128-bit access in 16 bit
 FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
 PROGRAMS_PER_PROCESSOR = 8  # resident at once with four warps of 64 registers: the backward pass is one wave
 PARTIAL_SHARE = 0.02  # most of the traffic of a backward pass that partial sums may take
+TRANSPOSE_TILES = {"forward_transpose": (64, 128, 8), "backward_transpose": (32, 64, 4)}  # rows, columns, warps
+TRANSPOSE_PROGRAMS = 16  # a processor: a few waves
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,49 @@ def finish(slabs: int, size: int) -> Launch:
     block_rows = block_cols = 32
     constants = (("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols))
     return Launch("finish", (_cdiv(size, block_cols), 1, 1), (slabs, size), constants)
+
+
+def forward_transpose(shape: Ints, x: Ints, formula: str, target: Target) -> Launch:
+    """Plan `y = gelu(x + bias)` with rows and columns exchanged, x of `shape` [batch, rows, cols] and strides `x`."""
+    return _transpose("forward_transpose", shape, x, None, formula, target)
+
+
+def backward_transpose(shape: Ints, x: Ints, dy: Ints, formula: str, target: Target, *, needs_bias: bool) -> Backward:
+    """Plan the backward pass of that, dy [batch, cols, rows] with strides `dy`."""
+    walk = _transpose("backward_transpose", shape, x, dy, formula, target)
+    slabs = walk.integers[3] * walk.grid[1]  # one for each tile of columns
+    return Backward(walk, slabs, finish(slabs, shape[1]) if needs_bias and slabs > 1 else None)
+
+
+def _transpose(kernel: str, shape: Ints, x: Ints, dy: Ints | None, formula: str, target: Target) -> Launch:
+    """Tiles of whole sectors on either side, one in each of a few batches a program.
+
+    They are not square where that can be: a compiler gives both sides of a square the same width of access.
+    """
+    batch, rows, cols = shape
+    most_rows, most_cols, warps = TRANSPOSE_TILES[kernel]
+    block_rows = max(_power_of_two(rows, most_rows), 16)
+    block_cols = max(_power_of_two(cols, most_rows * most_cols * target.tile_scale // block_rows), 64)
+    row_tiles, col_tiles = _cdiv(rows, block_rows), _cdiv(cols, block_cols)
+    slab_batches = _cdiv(batch, max(target.processors * TRANSPOSE_PROGRAMS // (row_tiles * col_tiles), 1))
+    strides, strides_dy = x[:2], () if dy is None else dy[:2]
+    align, across = math.gcd(ALIGN, cols, *strides), math.gcd(ALIGN, rows, *strides_dy)
+    farthest = max(
+        rows + block_rows, cols + block_cols, block_rows * x[1], block_cols * (rows if dy is None else dy[1])
+    )
+    return Launch(
+        kernel=kernel,
+        grid=(row_tiles * col_tiles, _cdiv(batch, slab_batches), 1),
+        integers=(
+            batch, rows // across, cols // align, col_tiles, slab_batches,
+            *(stride // align for stride in strides), *(stride // across for stride in strides_dy),
+        ),
+        constants=(
+            ("FORMULA", formula), ("PTX", target.ptx), ("ALIGN", align), ("ACROSS", across),
+            ("WIDE", farthest >= 2**31), ("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols),
+        ),
+        num_warps=warps,
+    )  # fmt: skip
 
 
 def _forward_tile(matrices: Matrices, warp: int, scale: int) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from triton_gelu.functional import Approximate
+from triton_gelu.functional import Approximate, bias_gelu_transpose
 from triton_gelu.modules import Conv1dGELU, LinearGELU
 
 LONGEST_PERIOD = 10_000
@@ -47,15 +47,22 @@ class AudioEncoder(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """`[N, n_mels, 2 n_ctx]` to `[N, n_ctx, n_state]`, in mel's dtype. Raises ValueError for another length."""
-        x = self.conv2(self.conv1(mel)).permute(0, 2, 1)
-        position = self.get_buffer("positional_embedding")
-        if x.shape[1:] != position.shape:
-            raise ValueError(f"mel must have {2 * len(position)} frames, got {mel.shape[-1]}")
-        x = (x + position).to(x.dtype)
+        x = self._stem(mel)
         for block in self.blocks:
             x = block(x)
         features: Tensor = self.ln_post(x)
         return features
+
+    def _stem(self, mel: Tensor) -> Tensor:
+        """Both convolutions, channels last, plus the position: after the second product, in one pass."""
+        x, conv2, position = self.conv1(mel), self.conv2, self.get_buffer("positional_embedding")
+        whole = type(conv2) is not Conv1dGELU or conv2.hooked  # then it is somebody's own, or has to be seen called
+        x = conv2(x) if whole else conv2.product(x)
+        if x.shape[-1] != len(position):
+            raise ValueError(f"mel must have {2 * len(position)} frames, got {mel.shape[-1]}")
+        if whole:
+            return (x.transpose(1, 2) + position).to(x.dtype)
+        return bias_gelu_transpose(x, conv2.bias, position, approximate=conv2.approximate)
 
 
 class _Block(nn.Module):

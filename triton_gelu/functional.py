@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from triton_gelu import _ops
+from triton_gelu import _ops, _transpose
 from triton_gelu._checks import FORMULAS, Approximate, check_approximate
 
-__all__ = ["FORMULAS", "Approximate", "bias_gelu", "check_approximate", "gelu"]
+__all__ = ["FORMULAS", "Approximate", "bias_gelu", "bias_gelu_transpose", "check_approximate", "gelu"]
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None = None, *, dim: int = -1, approximate: Approximate = "tanh") -> Tensor:
@@ -39,3 +39,28 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, dim: int = -1, approxima
 def gelu(x: Tensor, *, approximate: Approximate = "tanh") -> Tensor:
     """GELU of `x`: `bias_gelu` without a bias, which see."""
     return bias_gelu(x, approximate=approximate)
+
+
+def bias_gelu_transpose(
+    x: Tensor, bias: Tensor | None = None, position: Tensor | None = None, *, approximate: Approximate = "tanh"
+) -> Tensor:
+    """GELU of `x + bias`, channels last, plus `position`: from a convolution over a sequence to a transformer.
+
+    That is `bias_gelu(x, bias, dim=1).transpose(1, 2) + position`. Kernels do it in one pass over memory, forward and
+    backward, and round once; compilers, torch.func, float64 and CPUs are given the operations of that line.
+
+    Args:
+        x: a tensor of shape `[N, C, L]`, as for `bias_gelu`; other positions than contiguous ones cost a pass more.
+        bias: a tensor of shape `[C]`, or None, as for `bias_gelu`.
+        position: a tensor of shape `[L, C]`, of any dtype that x may have, on x's device; None stands for no position.
+        approximate: the formula, see `bias_gelu`.
+
+    Returns:
+        A contiguous tensor of shape `[N, L, C]` in x's dtype. Gradients are as for `bias_gelu`; that of position is the
+        sum of the incoming one over N, in position's dtype.
+
+    Raises:
+        TypeError: x, bias or position is not a dense floating-point tensor.
+        ValueError: a shape, a device or approximate does not fit.
+    """
+    return _transpose.bias_gelu_transpose(x, bias, position, approximate)

@@ -99,6 +99,12 @@ class _LayerGELU(nn.Module):
         """The second half: GELU of `product + bias`."""
         return bias_gelu(product, self.bias, dim=self.dim, approximate=self.approximate)
 
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody, sharding for one, has to see this layer called, so that its halves must not be."""
+        hooks = self._forward_pre_hooks, self._forward_hooks, self._backward_pre_hooks, self._backward_hooks
+        return any(hooks) or "forward" in vars(self)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, approximate={self.approximate!r}"
 
@@ -245,9 +251,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.recompute and torch.is_grad_enabled()):
             return self._both(x)
-        # Whoever hooks fc1 (sharding, say) must see it called, so then the product is computed again too.
-        hooked = self.fc1._forward_pre_hooks or self.fc1._forward_hooks
-        first, second = (x, self._both) if hooked else (self.fc1.product(x), self._second)
+        # A hooked fc1 has to be called, so then the product is computed again too.
+        first, second = (x, self._both) if self.fc1.hooked else (self.fc1.product(x), self._second)
         y: Tensor = checkpoint(second, first, use_reentrant=False, preserve_rng_state=False)
         return y
 
