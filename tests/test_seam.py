@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._vmap_internals import _vmap as old_vmap
 from torch.autograd import forward_ad
 from torch.func import jvp, vmap
 
@@ -68,8 +69,39 @@ def zeros_without_memory() -> Iterator[Tensor]:
     yield torch._efficientzerotensor(3)
 
 
+WITHOUT_ADDRESS = {
+    "sparse": lambda: torch.randn(3, 3).to_sparse(),
+    "sparse rows": lambda: torch.randn(3, 3).to_sparse_csr(),
+    "of oneDNN": lambda: torch.randn(3, 3).to_mkldnn(),
+    "functional": lambda: torch._to_functional_tensor(torch.randn(3)),
+    "on meta": lambda: torch.empty(3, device="meta"),
+    "empty": lambda: torch.empty(0, 3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+@pytest.mark.parametrize("kind", WITHOUT_ADDRESS)
+def test_a_tensor_without_an_address_is_not_ordinary(kind: str) -> None:
+    assert not _seam.ordinary(torch.randn(3), WITHOUT_ADDRESS[kind]())
+
+
+def test_a_tensor_that_outlived_its_transform_is_not_ordinary() -> None:
+    escaped: list[Tensor] = []
+    vmap(lambda x: escaped.append(x) or x)(torch.randn(3, 4))
+    old_vmap(lambda x: escaped.append(x) or x)(torch.randn(3, 4))
+    assert [type(x) for x in escaped] == [Tensor, Tensor]
+    assert not any(map(_seam.ordinary, escaped))
+
+
+@contextmanager
+def a_nested_tensor() -> Iterator[Tensor]:
+    yield torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize(
-    "where", [a_dispatch_mode, a_function_mode, forward_mode, a_subclass, a_negated_view, zeros_without_memory]
+    "where",
+    [a_dispatch_mode, a_function_mode, forward_mode, a_subclass, a_negated_view, a_nested_tensor, zeros_without_memory],
 )
 def test_an_unusual_call_is_not_ordinary(where) -> None:  # type: ignore[no-untyped-def]
     with where() as x:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.compiler import is_dynamo_compiling
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -29,9 +30,9 @@ _turn = threading.Lock()
 
 try:
     from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
-    from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
+    from torch._C._functorch import peek_interpreter_stack
 
-    forward_ad._current_level, Tensor._is_zerotensor  # noqa: B018
+    forward_ad._current_level  # noqa: B018
     _known = True
 except (ImportError, AttributeError):
     _known = False
@@ -56,27 +57,26 @@ def constant(function: F) -> F:
 def ordinary(*tensors: Tensor | None) -> bool:
     """Whether a call on these is plain eager PyTorch on numbers in memory.
 
-    Then there is no compiler, transform, mode, subclass or forward-mode AD, and no tensor stands for what it isn't.
+    Then there is no compiler, transform, mode, subclass or forward-mode AD, and each tensor has an address: one that
+    is sparse, empty, zero without memory, wrapped by a transform, or on the meta device has none.
     """
     if (
         not _known
-        or torch.compiler.is_compiling()
+        or is_dynamo_compiling()  # any other compiler has a mode
         or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or _len_torch_dispatch_stack()
         or _len_torch_function_stack()
     ):
         return False
-    for tensor in tensors:  # a loop: any() takes twice the time
-        if tensor is not None and (
-            type(tensor) not in EXACT
-            or tensor.layout is not torch.strided
-            or tensor.is_nested
-            or tensor.is_neg()
-            or tensor._is_zerotensor()
-            or is_legacy_batchedtensor(tensor)
-        ):
-            return False
+    try:
+        for tensor in tensors:  # a loop: any() takes twice the time
+            if tensor is not None and (
+                type(tensor) not in EXACT or tensor.is_nested or tensor.is_neg() or not tensor.data_ptr()
+            ):
+                return False
+    except RuntimeError:  # PyTorch's answer to who asks such a tensor for its address
+        return False
     return True
 
 
