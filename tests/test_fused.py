@@ -11,7 +11,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import jit
 from truth import DTYPES, FORMULAS
 
-from triton_gelu import _fused, _ops, _seam, bias_gelu
+from triton_gelu import _fused, _operators, _seam, bias_gelu
 
 
 @pytest.mark.parametrize("approximate", FORMULAS)
@@ -77,7 +77,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
     compiler = Compiler()
     monkeypatch.setattr(_seam, "kernels", SimpleNamespace(forward=compiler, backward=compiler, finish=compiler))
     monkeypatch.setattr(_seam, "driver", lambda: compiler)
-    monkeypatch.setattr(_ops, "_calls", {})
+    monkeypatch.setattr(_operators, "_calls", {})
     return compiler
 
 

@@ -6,8 +6,9 @@ shape, strides, types and device of the tensors, and Triton's driver. Alignment 
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from triton_gelu import _launch, _seam
 from triton_gelu._launch import Launch, Target
-from triton_gelu._layout import Ints, Matrices, matrices
+from triton_gelu._layout import Ints, beside
 
 POINTER_ALIGNMENT = 16  # bytes; the only one that Triton asks for
 Types = tuple[Any, ...]  # of x, bias, ...; None where there is no such tensor
@@ -24,7 +25,7 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in one launch, in x's dtype and memory format."""
-    return forward_of(x, bias, dim, approximate)(x, bias)
+    return Forward(dim, approximate)(x, bias)
 
 
 def backward(
@@ -60,35 +61,36 @@ def _backward(
     return _plan_backward(x.shape, strides, types, x.device, _seam.driver(), *how)(v, vbias, dy, x, bias)
 
 
-def forward_of(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Forward:
-    """What `forward` does with all tensors like these."""
-    types = x.dtype, None if bias is None else bias.dtype
-    return _plan_forward(x.shape, (x.stride(),), types, x.device, _seam.driver(), dim, approximate)
-
-
-@dataclass(frozen=True)
 class Forward:
-    """gelu(x + bias) for tensors of one kind; `copies` if x can't be walked as it is."""
+    """gelu(x + bias) for tensors of one kind, planned at the first call and when Triton's driver is another."""
 
-    run: Run | None  # None: there are no elements
-    copies: bool
-    driver: object
-    how: tuple[int, str]
+    def __init__(self, dim: int, approximate: str) -> None:
+        self.dim, self.approximate = dim, approximate
+        self.planned: tuple[object, Run | None, bool] = (self, None, False)
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if self.driver is not _seam.driver():
-            return forward(x, bias, *self.how)
         y = torch.empty_like(x)
-        if self.run is not None:
-            self.run(_dense(x) if self.copies else x, None if bias is None else bias.contiguous(), y)
+        driver, run, copies = self.planned
+        if driver is not _seam.driver():
+            driver, run, copies = self.planned = self._plan(x, bias, y)
+        if run is not None:
+            run(dense(x) if copies else x, bias if bias is None else bias.contiguous(), y)
         return y
+
+    def _plan(self, x: Tensor, bias: Tensor | None, y: Tensor) -> tuple[object, Run | None, bool]:
+        """For which driver, what to launch (None: there are no elements), and whether x can't be walked as it is."""
+        if not x.numel():
+            return _seam.driver(), None, False
+        walk, copies = beside(y.stride(), x.shape, None if bias is None else self.dim, x.stride())
+        launch = _launch.forward(walk, x.itemsize, self.approximate, target(x.device))
+        return _seam.driver(), Run(launch, x.device), copies
 
 
 @dataclass(frozen=True)
 class Backward:
-    """The same for `backward` and `double_backward`."""
+    """`backward` and `double_backward` for tensors of one kind; `copies` if they can't be walked as they are."""
 
-    run: Run | None
+    run: Run | None  # None: there are no elements
     copies: bool
     needs: tuple[bool, bool, bool]
     sums: tuple[int, int]
@@ -101,7 +103,7 @@ class Backward:
         if self.run is None:
             return ddy, dx if needs_x else None, None if dbias is None else dbias.zero_()
         if self.copies:
-            v, dy, x = None if v is None else _dense(v, x), _dense(dy, x), _dense(x)
+            v, dy, x = None if v is None else dense(v, x), dense(dy, x), dense(x)
         partial = torch.empty(self.sums, dtype=torch.float32, device=x.device) if self.finish else dbias
         bias, vbias = (t if t is None else t.contiguous() for t in (bias, vbias))
         self.run(dy, v, vbias, x, bias, ddy, dx, partial)
@@ -110,29 +112,12 @@ class Backward:
         return ddy, dx if needs_x else None, dbias
 
 
-def _dense(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+def dense(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """A copy that lies as results do."""
     return torch.empty_like(tensor if like is None else like, dtype=tensor.dtype).copy_(tensor)
 
 
-@functools.lru_cache(maxsize=1024)
-def _plan_forward(
-    shape: torch.Size,
-    strides: tuple[Ints],
-    types: Types,
-    device: torch.device,
-    driver: object,
-    dim: int,
-    approximate: str,
-) -> Forward:
-    if not shape.numel():
-        return Forward(None, False, driver, (dim, approximate))
-    walk, copies = _walk(shape, strides, types, dim)
-    launch = _launch.forward(walk, types[0].itemsize, approximate, target(device))
-    return Forward(Run(launch, device), copies, driver, (dim, approximate))
-
-
-@functools.lru_cache(maxsize=1024)
+@lru_cache(maxsize=1024)
 def _plan_backward(
     shape: torch.Size,
     strides: tuple[Ints, Ints, Ints],
@@ -145,7 +130,8 @@ def _plan_backward(
 ) -> Backward:
     if not shape.numel():
         return Backward(None, False, needs, (0, 0), None)
-    walk, copies = _walk(shape, strides, types, dim)
+    result = torch.empty_like(torch.empty_strided(shape, strides[-1], device="meta")).stride()
+    walk, copies = beside(result, shape, None if types[1] is None else dim, *strides)
     needs_dy, needs_x, needs_bias = needs
     plan = _launch.backward(
         walk, types[0].itemsize, approximate, target(device),
@@ -153,18 +139,6 @@ def _plan_backward(
     )  # fmt: skip
     finish = None if plan.finish is None else Run(plan.finish, device)
     return Backward(Run(plan.walk, device), copies, needs, (plan.slabs, walk.bias_size), finish)
-
-
-def _walk(shape: torch.Size, strides: tuple[Ints, ...], types: Types, dim: int) -> tuple[Matrices, bool]:
-    """How to walk tensors, x the last of them, beside results for x; and whether they have to be copied for that."""
-    along = None if types[1] is None else dim
-    result = torch.empty_like(torch.empty_strided(shape, strides[-1], device="meta")).stride()
-    walk = matrices(shape, along, *strides, result)
-    if walk is not None:
-        return walk, False
-    walk = matrices(shape, along, *[result] * (len(strides) + 1))
-    assert walk is not None
-    return walk, True
 
 
 def target(device: torch.device) -> Target:
@@ -184,32 +158,39 @@ class Run:
     """
 
     def __init__(self, launch: Launch, device: torch.device) -> None:
-        self.kernel = functools.partial(
-            getattr(_seam.kernels, launch.kernel)[launch.grid], num_warps=launch.num_warps, **dict(launch.constants)
-        )
+        kernel = getattr(_seam.kernels, launch.kernel)[launch.grid]
+        self.by_triton = _seam.in_turn(partial(kernel, num_warps=launch.num_warps, **dict(launch.constants)))
         self.grid = launch.grid
         self.integers = launch.integers
         self.rest = (*launch.integers, *[value for _, value in launch.constants])
         self.index = device.index
-        self.current_device: Any = int
-        self.on_device: Any = _seam.interpreting
-        if device.type != "cpu":
+        self.current_device: Any = lambda: None
+        if device.index is not None:
             module: Any = torch.get_device_module(device)
-            self.current_device, self.on_device = module.current_device, functools.partial(module.device, device)
-        self.compiled: dict[object, Any] = {}
+            self.current_device, self.on_device = module.current_device, partial(module.device, device)
+        self.kept: dict[object, Callable[..., Any]] = {}
 
     def __call__(self, *tensors: Tensor | None) -> None:
-        if self.index == self.current_device():
-            return self.launch(*tensors)
-        with self.on_device():
-            return self.launch(*tensors)
-
-    def launch(self, *tensors: Tensor | None) -> None:
-        aligned = tuple([t is None or not t.data_ptr() % POINTER_ALIGNMENT for t in tensors])
-        compiled = self.compiled.get(aligned)
-        if compiled is None:
-            compiled = self.kernel(*tensors, *self.integers)
-            if compiled is not None:  # the interpreter compiles nothing
-                self.compiled[aligned] = compiled
+        if self.index != self.current_device():
+            with self.on_device():
+                return self(*tensors)
+        addresses = 0
+        for tensor in tensors:
+            if tensor is not None:
+                addresses |= tensor.data_ptr()
+        aligned: object = not addresses % POINTER_ALIGNMENT
+        if not aligned:
+            aligned = tuple([t is None or not t.data_ptr() % POINTER_ALIGNMENT for t in tensors])
+        launch = self.kept.get(aligned)
+        if launch is None or _seam.watched():
+            compiled = self.by_triton(*tensors, *self.integers)
+            if compiled is not None and not _seam.watched():  # the interpreter compiles nothing
+                self.kept[aligned] = partial(self._load, aligned, compiled)
         else:
-            compiled[self.grid](*tensors, *self.rest)
+            launch(*tensors, *self.rest)
+        return None
+
+    def _load(self, aligned: object, compiled: Any, *args: Any) -> None:
+        """Launch a kept kernel for the first time."""
+        launch = self.kept[aligned] = _seam.launcher(compiled, self.grid, self.index)
+        launch(*args)

@@ -7,10 +7,6 @@ tensor is given an operator (`_operators`); what wants to look inside, such as t
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,48 +16,16 @@ from torch.autograd import Function
 from triton_gelu import _fused, _operators, _seam, _transforms
 from triton_gelu._checks import check
 
-MOST_CALLS = 4096
-
-
-@dataclass(frozen=True)
-class Call:
-    """What was found out about calls of one kind: that the arguments fit, and the road."""
-
-    dim: int
-    approximate: str
-    road: ModuleType
-    forward: Callable[[Tensor, Tensor | None], Tensor]
-
-
-_calls: dict[object, Call] = {}
-
 
 def bias_gelu(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) by the fastest road that is right for this call."""
     if not _seam.ordinary(x, bias):
         return _any(x, bias, check(x, bias, dim, approximate), approximate)
-    like_bias = None if bias is None else (bias.shape, bias.dtype, bias.device)
-    kind = (x.shape, x.stride(), x.dtype, x.device, like_bias, dim, type(dim), approximate)  # True and 1.0 equal 1
-    try:
-        call = _calls[kind]
-    except (KeyError, TypeError):  # what can't be hashed is no formula, as `check` will say
-        dim = check(x, bias, dim, approximate)
-        road = _operators.road(x)
-        if road is None:
-            return _any(x, bias, dim, approximate)
-        if len(_calls) >= MOST_CALLS:
-            _calls.clear()
-        call = _calls[kind] = _call(road, x, bias, dim, approximate)
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+    call = _operators.call(x, bias, dim, approximate)
+    if (x.requires_grad or (bias is not None and bias.requires_grad)) and torch.is_grad_enabled():
         y: Tensor = _record(x, bias, call)
         return y
     return call.forward(x, bias)
-
-
-def _call(road: ModuleType, x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Call:
-    if road is _fused:
-        return Call(dim, approximate, road, _fused.forward_of(x, bias, dim, approximate))
-    return Call(dim, approximate, road, functools.partial(road.forward, dim=dim, approximate=approximate))
 
 
 def _any(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
@@ -92,7 +56,7 @@ class _BiasGELU(Function):
     """gelu(x + bias) by a road that PyTorch can't look into; saves x and bias, nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, call: _operators.Call) -> Tensor:
         ctx.save_for_backward(x, bias)
         ctx.call = call
         return call.forward(x, bias)
