@@ -43,7 +43,7 @@ def road(x: Tensor) -> ModuleType:
 
 
 def call(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Call:
-    """What there is to know of an eager call on tensors like these; the first of a kind is checked."""
+    """What there is to know of a call on real tensors like these. The arguments of the first of a kind are checked."""
     like_bias = None if bias is None else (bias.shape, bias.dtype, bias.device)
     kind = (x.shape, x.stride(), x.dtype, x.device, like_bias, dim, type(dim), approximate)  # True and 1.0 equal 1
     try:
@@ -53,8 +53,9 @@ def call(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Call:
     if len(_calls) >= MOST_CALLS:
         _calls.clear()
     module = road(x)
-    plans = module is _fused
-    forward = _fused.Forward(dim, approximate) if plans else partial(module.forward, dim=dim, approximate=approximate)
+    forward: Callable[..., Tensor] = partial(module.forward, dim=dim, approximate=approximate)
+    if module is _fused:
+        forward = _fused.Forward(dim, approximate).__call__
     found = _calls[kind] = Call(dim, approximate, module, forward)
     return found
 

@@ -1,8 +1,5 @@
-"""Which road a call takes.
-
-Three roads compute the same function: kernels (`_fused`), blocked PyTorch on a CPU (`_reference`), and plain PyTorch
-(`_transforms`). A plain eager call takes one of the first two, here, at the least cost. A compiler, a mode or a sharded
-tensor is given an operator (`_operators`); what wants to look inside, such as torch.func, is given plain PyTorch.
+"""What calls are given that are not just computed: a compiler, a mode or a sharded tensor an operator (`_operators`),
+what wants to look inside, such as torch.func, plain PyTorch (`_transforms`), and autograd a function it records.
 """
 
 from __future__ import annotations
@@ -17,18 +14,9 @@ from triton_gelu import _fused, _operators, _seam, _transforms
 from triton_gelu._checks import check
 
 
-def bias_gelu(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
-    """gelu(x + bias) by the fastest road that is right for this call."""
-    if not _seam.ordinary(x, bias):
-        return _any(x, bias, check(x, bias, dim, approximate), approximate)
-    call = _operators.call(x, bias, dim, approximate)
-    if (x.requires_grad or (bias is not None and bias.requires_grad)) and torch.is_grad_enabled():
-        y: Tensor = _record(x, bias, call)
-        return y
-    return call.forward(x, bias)
-
-
-def _any(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
+def unusual(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
+    """gelu(x + bias) where somebody looks on, or where a tensor is no numbers in memory."""
+    dim = check(x, bias, dim, approximate)
     if torch.compiler.is_exporting():
         return _transforms.standard(x, bias, dim, approximate)
     if not _seam.operable(x, bias):
@@ -74,7 +62,7 @@ class _BiasGELU(Function):
         return *backward(dy, x, bias, ctx.call.dim, ctx.call.approximate, needs_x, needs_bias), None
 
 
-_record = _seam.recorder(_BiasGELU)
+recorded = _seam.recorder(_BiasGELU)
 
 
 class _Backward(Function):

@@ -26,6 +26,7 @@ except ImportError as error:
         raise
 
 _knobs: Any = None if kernels is None else kernels.triton.knobs.runtime
+_drivers: Any = None if kernels is None else kernels.triton.runtime.driver
 INTERPRETED = kernels is not None and bool(kernels.INTERPRETED.value)
 _turn = threading.Lock()
 
@@ -139,20 +140,21 @@ def in_turn(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 def watched() -> bool:
     """Whether somebody wants to see launches, or other kernels: a profiler's hooks, or Triton's debug mode."""
-    return bool(
-        _knobs.debug
-        or getattr(_knobs.launch_enter_hook, "calls", True)
-        or getattr(_knobs.launch_exit_hook, "calls", True)
-    )
+    try:
+        return bool(_knobs.debug or _knobs.launch_enter_hook.calls or _knobs.launch_exit_hook.calls)
+    except AttributeError:  # no chain of hooks, but a single one
+        return True
 
 
-def launcher(compiled: Any, grid: tuple[int, int, int], device: int | None) -> Callable[..., None]:
-    """`compiled[grid]` for one device that nobody watches: half of its time goes into telling hooks what is launched.
+def launcher(
+    compiled: Any, grid: tuple[int, int, int], device: int | None, rest: tuple[object, ...]
+) -> Callable[..., None]:
+    """`compiled[grid]` for tensors and then the `rest`, which nobody watches: half of its time is for those who do.
 
     The shorter way is taken where this Triton launches as we know it: where `compiled[grid]`, tried on a kernel that
     only remembers, does nothing but hand `run` what we would.
     """
-    launch: Callable[..., None] = compiled[grid]
+    launch = compiled[grid]
     try:
         active: Any = driver()
         stream, index = active.get_current_stream, active.get_current_device() if device is None else device
@@ -164,12 +166,12 @@ def launcher(compiled: Any, grid: tuple[int, int, int], device: int | None) -> C
     except (AttributeError, TypeError):
         known = False
     if not known:
-        return launch
+        return lambda *tensors: launch(*tensors, *rest)
     x, y, z = grid
     function, metadata = compiled.function, compiled.packed_metadata
 
-    def shorter(*args: Any) -> None:
-        run(x, y, z, stream(index), function, metadata, None, None, None, *args)
+    def shorter(*tensors: Any) -> None:
+        run(x, y, z, stream(index), function, metadata, None, None, None, *tensors, *rest)
 
     return shorter
 
@@ -190,7 +192,7 @@ class _Rehearsal:
 
 def driver() -> object:
     """Triton's active driver, which compiled kernels belong to; none in the interpreter."""
-    return None if INTERPRETED else kernels.triton.runtime.driver.active
+    return None if INTERPRETED else _drivers.active
 
 
 def road(x: Tensor) -> Literal["kernels", "blocks", "plain"]:
