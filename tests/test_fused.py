@@ -120,6 +120,16 @@ def test_what_was_compiled_for_another_driver_is_not_launched(
     assert not compiler.launched
 
 
+def test_what_is_watched_is_launched_by_triton_and_not_kept(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for watched in (True, False, True, False):
+        monkeypatch.setattr(_seam, "watched", lambda watched=watched: watched)
+        bias_gelu(X, BIAS)
+    assert len(compiler.compiled_for) == 3
+    assert compiler.launched == [1]  # the second, which nobody watched
+
+
 @pytest.mark.skipif(not hasattr(jit, "native_specialize_impl"), reason="this Triton tells in another way what it asks")
 def test_triton_asks_for_nothing_of_a_tensor_that_kept_kernels_dont_know_it_by() -> None:
     seen: dict[object, set[object]] = {}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
 from torch import Tensor
 from torch._vmap_internals import _vmap as old_vmap
 from torch.autograd import forward_ad
 from torch.func import jvp, vmap
+from triton.compiler.compiler import CompiledKernel
 
 from triton_gelu import _seam, bias_gelu
 
@@ -140,3 +143,124 @@ def test_compilers_take_marked_functions_for_constants() -> None:
 
     doubled = torch.compile(lambda x: x * 2 if modules() else x, backend="eager", fullgraph=True)
     assert torch.equal(doubled(torch.ones(3)), torch.full((3,), 2.0))
+
+
+class Driver:
+    def get_current_device(self) -> int:
+        return 3
+
+    def get_current_stream(self, device: int) -> str:
+        return f"stream of {device}"
+
+
+class Kernel:
+    """What Triton 3.5 to 3.9 compile to, as far as a launch is concerned."""
+
+    function, packed_metadata = "function", "metadata"
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+
+    def run(self, *args: Any) -> None:
+        self.launches.append(args)
+
+    def arguments(
+        self, grid: tuple[int, int, int], stream: object, hooks: tuple[Any, ...], *args: Any
+    ) -> tuple[Any, ...]:
+        return (*grid, stream, self.function, self.packed_metadata, *hooks, *args)
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+        knobs = triton.knobs.runtime
+
+        def launch(*args: Any) -> None:
+            stream = _seam.driver().get_current_stream(3)  # type: ignore[attr-defined]
+            hooks = "who is launched", knobs.launch_enter_hook, knobs.launch_exit_hook
+            self.run(*self.arguments(grid, stream, hooks, *args))
+
+        return launch
+
+
+class ArgumentsFirst(Kernel):
+    def arguments(
+        self, grid: tuple[int, int, int], stream: object, hooks: tuple[Any, ...], *args: Any
+    ) -> tuple[Any, ...]:
+        return (*args, *grid, stream, self.function, self.packed_metadata, *hooks)
+
+
+class WithoutFunction(Kernel):
+    def __getattribute__(self, name: str) -> Any:
+        if name == "function":
+            raise AttributeError(name)
+        return super().__getattribute__(name)
+
+    def arguments(
+        self, grid: tuple[int, int, int], stream: object, hooks: tuple[Any, ...], *args: Any
+    ) -> tuple[Any, ...]:
+        return (*grid, stream, *args)
+
+
+class Twice(Kernel):
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+        once = super().__getitem__(grid)
+        return lambda *args: (once(*args), once(*args))[0]
+
+
+@pytest.fixture
+def _driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_seam, "driver", Driver)
+
+
+GRID = (5, 6, 7)
+
+
+@pytest.mark.usefixtures("_driver")
+@pytest.mark.parametrize("device", [None, 3])
+def test_a_kernel_that_launches_as_we_know_it_is_launched_without_its_hooks(device: int | None) -> None:
+    kernel = Kernel()
+    launch = _seam.launcher(kernel, GRID, device, (8, "constant"))
+    assert not kernel.launches  # a rehearsal is no launch
+    launch("x", "y")
+    assert kernel.launches == [
+        (*GRID, "stream of 3", "function", "metadata", None, None, None, "x", "y", 8, "constant")
+    ]
+
+
+@pytest.mark.usefixtures("_driver")
+@pytest.mark.parametrize("kind", [ArgumentsFirst, WithoutFunction, Twice])
+def test_a_kernel_that_launches_in_another_way_is_launched_in_its_own(kind: type[Kernel]) -> None:
+    kernel, same = kind(), kind()
+    _seam.launcher(kernel, GRID, 3, (8, "constant"))("x", "y")
+    same[GRID]("x", "y", 8, "constant")
+    assert kernel.launches == same.launches
+    assert kernel.launches
+
+
+@pytest.mark.usefixtures("_driver")
+def test_the_kernels_of_this_triton_launch_as_we_know_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    kernel, launches = CompiledKernel.__new__(CompiledKernel), Kernel()
+    vars(kernel).update(
+        module="loaded", function="function", packed_metadata="metadata", _run=launches.run, name="", src=None
+    )
+    _seam.launcher(kernel, GRID, 3, (8, "constant"))("x", "y")
+    kernel.module = None  # nothing to unload
+    assert launches.launches == [
+        (*GRID, "stream of 3", "function", "metadata", None, None, None, "x", "y", 8, "constant")
+    ]
+
+
+@pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
+def test_hooks_and_the_debug_mode_watch(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    knobs = triton.knobs.runtime
+    assert not _seam.watched()
+    getattr(knobs, hook).add(print)
+    assert _seam.watched()
+    getattr(knobs, hook).remove(print)
+    assert not _seam.watched()
+    with knobs.scope():
+        setattr(knobs, hook, print)  # one hook instead of a chain
+        assert _seam.watched()
+    with knobs.scope():
+        knobs.debug = True
+        assert _seam.watched()
+    assert not _seam.watched()
