@@ -15,6 +15,7 @@ from perf.results import UserError
 COMMANDS = {  # each is the module of that name, with add_arguments(parser) and run(args) -> exit code
     "measure": "time the cases on this machine",
     "analyse": "compile the kernels for GPUs that are not here, and count",
+    "calls": "what a call costs before its kernel runs, and a cold start",
     "accuracy": "errors against the truth, over every input where that is possible",
     "plot": "draw pictures of rows",
     "compare": "what changed between two result files",
