@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.func import jvp, vmap
 from triton.compiler.compiler import CompiledKernel
 
-from triton_gelu import _seam, bias_gelu
+from triton_gelu import _operators, _seam, bias_gelu
 
 
 def test_the_private_names_are_there() -> None:
@@ -134,6 +134,16 @@ def test_without_the_private_names_the_slower_road_is_right(monkeypatch: pytest.
     ):
         torch.compiler.reset()
         torch.testing.assert_close(function(bias_gelu), function(plain))
+
+
+def test_without_any_road_plain_pytorch_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_seam, "road", lambda x: "plain")
+    monkeypatch.setattr(_operators, "_calls", {})
+    x, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 8), (8,)))
+    assert torch.autograd.gradcheck(bias_gelu, (x, bias))
+    assert torch.autograd.gradgradcheck(bias_gelu, (x, bias))
+    torch.testing.assert_close(bias_gelu(x, bias), F.gelu(x + bias, approximate="tanh"))
+    torch.testing.assert_close(vmap(bias_gelu)(x), F.gelu(x, approximate="tanh"))
 
 
 def test_compilers_take_marked_functions_for_constants() -> None:

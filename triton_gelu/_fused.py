@@ -7,7 +7,6 @@ shape, strides, types and device of the tensors, and Triton's driver. Alignment 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,11 +15,10 @@ from torch import Tensor
 
 from triton_gelu import _launch, _seam
 from triton_gelu._launch import Launch, Target
-from triton_gelu._layout import Ints, beside
+from triton_gelu._layout import beside
 
 POINTER_ALIGNMENT = 16  # bytes; the only one that Triton asks for
-Types = tuple[Any, ...]  # of x, bias, ...; None where there is no such tensor
-Planned = tuple[object, Callable[..., None] | None, bool]
+Launcher = Callable[..., None]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -58,8 +56,14 @@ def _backward(
     v: Tensor | None, vbias: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None, *how: Any
 ) -> Gradients:
     types = tuple([None if t is None else t.dtype for t in (x, bias, dy, v, vbias)])
-    strides = dy.stride(), dy.stride() if v is None else v.stride(), x.stride()
-    return _plan_backward(x.shape, strides, types, x.device, _seam.driver(), *how)(v, vbias, dy, x, bias)
+    strides = dy.stride(), None if v is None else v.stride(), x.stride()
+    return _kept_backward((x.shape, strides, types, x.device), *how)(v, vbias, dy, x, bias)
+
+
+@lru_cache(maxsize=1024)
+def _kept_backward(kind: object, dim: int, approximate: str, needs: tuple[bool, bool, bool]) -> Backward:
+    """One for all tensors of a kind."""
+    return Backward(dim, approximate, needs)
 
 
 class Forward:
@@ -67,7 +71,7 @@ class Forward:
 
     def __init__(self, dim: int, approximate: str) -> None:
         self.dim, self.approximate = dim, approximate
-        self.planned: Planned = (self, None, False)
+        self.planned: tuple[object, Launcher | None, bool] = self, None, False
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         y = torch.empty_like(x)
@@ -78,7 +82,7 @@ class Forward:
             run(dense(x) if copies else x, bias if bias is None else bias.contiguous(), y)
         return y
 
-    def _plan(self, x: Tensor, bias: Tensor | None, y: Tensor) -> Planned:
+    def _plan(self, x: Tensor, bias: Tensor | None, y: Tensor) -> tuple[object, Launcher | None, bool]:
         """For which driver, what to launch (None: there are no elements), and whether x can't be walked as it is."""
         if not x.numel():
             return _seam.driver(), None, False
@@ -87,59 +91,53 @@ class Forward:
         return _seam.driver(), Run(launch, x.device).__call__, copies  # a method is called faster than its object
 
 
-@dataclass(frozen=True)
 class Backward:
-    """`backward` and `double_backward` for tensors of one kind; `copies` if they can't be walked as they are."""
+    """`backward` and `double_backward` for tensors of one kind, planned as `Forward` is."""
 
-    run: Run | None  # None: there are no elements
-    copies: bool
-    needs: tuple[bool, bool, bool]
-    sums: tuple[int, int]
-    finish: Run | None
+    def __init__(self, dim: int, approximate: str, needs: tuple[bool, bool, bool]) -> None:
+        self.dim, self.approximate, self.needs = dim, approximate, needs
+        self.planned: tuple[object, Launcher | None, bool, tuple[int, int], Launcher | None]
+        self.planned = self, None, False, (0, 0), None
 
     def __call__(self, v: Tensor | None, vbias: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None) -> Gradients:
         needs_dy, needs_x, needs_bias = self.needs
         dx, ddy = torch.empty_like(x), torch.empty_like(x) if needs_dy else None
         dbias = torch.empty_like(bias) if bias is not None and needs_bias else None
-        if self.run is None:
+        driver, run, copies, sums, finish = self.planned
+        if driver is not _seam.driver():
+            driver, run, copies, sums, finish = self.planned = self._plan(v, dy, x, bias, dx)
+        if run is None:
             return ddy, dx if needs_x else None, None if dbias is None else dbias.zero_()
-        if self.copies:
+        if copies:
             v, dy, x = None if v is None else dense(v, x), dense(dy, x), dense(x)
-        partial = torch.empty(self.sums, dtype=torch.float32, device=x.device) if self.finish else dbias
+        partial = dbias if finish is None else torch.empty(sums, dtype=torch.float32, device=x.device)
         bias, vbias = (t if t is None else t.contiguous() for t in (bias, vbias))
-        self.run(dy, v, vbias, x, bias, ddy, dx, partial)
-        if self.finish:
-            self.finish(partial, dbias)
+        run(dy, v, vbias, x, bias, ddy, dx, partial)
+        if finish is not None:
+            finish(partial, dbias)
         return ddy, dx if needs_x else None, dbias
+
+    def _plan(
+        self, v: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None, dx: Tensor
+    ) -> tuple[object, Launcher | None, bool, tuple[int, int], Launcher | None]:
+        """Like that of `Forward`; then the shape of the partial sums and what adds them up (None: nothing to add)."""
+        if not x.numel():
+            return _seam.driver(), None, False, (0, 0), None
+        along = None if bias is None else self.dim
+        strides = dy.stride(), (dy if v is None else v).stride(), x.stride()
+        walk, copies = beside(dx.stride(), x.shape, along, *strides)
+        needs_dy, needs_x, needs_bias = self.needs
+        plan = _launch.backward(
+            walk, x.itemsize, self.approximate, target(x.device),
+            needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias,
+        )  # fmt: skip
+        finish = None if plan.finish is None else Run(plan.finish, x.device)
+        return _seam.driver(), Run(plan.walk, x.device), copies, (plan.slabs, walk.bias_size), finish
 
 
 def dense(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """A copy that lies as results do."""
     return torch.empty_like(tensor if like is None else like, dtype=tensor.dtype).copy_(tensor)
-
-
-@lru_cache(maxsize=1024)
-def _plan_backward(
-    shape: torch.Size,
-    strides: tuple[Ints, Ints, Ints],
-    types: Types,
-    device: torch.device,
-    driver: object,
-    dim: int,
-    approximate: str,
-    needs: tuple[bool, bool, bool],
-) -> Backward:
-    if not shape.numel():
-        return Backward(None, False, needs, (0, 0), None)
-    result = torch.empty_like(torch.empty_strided(shape, strides[-1], device="meta")).stride()
-    walk, copies = beside(result, shape, None if types[1] is None else dim, *strides)
-    needs_dy, needs_x, needs_bias = needs
-    plan = _launch.backward(
-        walk, types[0].itemsize, approximate, target(device),
-        needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias,
-    )  # fmt: skip
-    finish = None if plan.finish is None else Run(plan.finish, device)
-    return Backward(Run(plan.walk, device), copies, needs, (plan.slabs, walk.bias_size), finish)
 
 
 def target(device: torch.device) -> Target:
