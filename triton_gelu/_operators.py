@@ -3,6 +3,8 @@
 `torch.ops.triton_gelu.forward`, `backward` and `double_backward` take the fastest road in eager mode, on every device.
 A compiler looks into them: on a GPU it finds the kernels, elsewhere plain PyTorch, which it fuses with its neighbours.
 An output that is not needed is an empty tensor.
+
+What is found out of a call is kept for all like it, and `found` again here and in plain eager calls.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def road(x: Tensor) -> ModuleType:
     return ROADS[_seam.road(x)]
 
 
-def call(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Call:
+def found(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Call:
     """What there is to know of a call on real tensors like these. The arguments of the first of a kind are checked."""
     like_bias = None if bias is None else (bias.shape, bias.dtype, bias.device)
     kind = (x.shape, x.stride(), x.dtype, x.device, like_bias, dim, type(dim), approximate)  # True and 1.0 equal 1
@@ -56,14 +58,14 @@ def call(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Call:
     forward: Callable[..., Tensor] = partial(module.forward, dim=dim, approximate=approximate)
     if module is _fused:
         forward = _fused.Forward(dim, approximate).__call__
-    found = _calls[kind] = Call(dim, approximate, module, forward)
-    return found
+    call = _calls[kind] = Call(dim, approximate, module, forward)
+    return call
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias)."""
     if type(x) in _seam.EXACT:
-        return call(x, bias, dim, approximate).forward(x, bias)
+        return found(x, bias, dim, approximate).forward(x, bias)
     y: Tensor = _road(x).forward(x, bias, dim, approximate)
     return y
 

@@ -1,5 +1,8 @@
-"""What calls are given that are not just computed: a compiler, a mode or a sharded tensor an operator (`_operators`),
-what wants to look inside, such as torch.func, plain PyTorch (`_transforms`), and autograd a function it records.
+"""Which road a call takes.
+
+Three roads compute the same function: kernels (`_fused`), blocked PyTorch on a CPU (`_reference`), and plain PyTorch
+(`_transforms`). An ordinary call takes the fastest, here, at the least cost. A compiler, a mode or a sharded tensor is
+given an operator (`_operators`); what wants to look inside, such as torch.func, is given plain PyTorch.
 """
 
 from __future__ import annotations
@@ -12,11 +15,22 @@ from torch.autograd import Function
 
 from triton_gelu import _fused, _operators, _seam, _transforms
 from triton_gelu._checks import check
+from triton_gelu._operators import Call, found
+from triton_gelu._seam import ordinary
 
 
-def unusual(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
-    """gelu(x + bias) where somebody looks on, or where a tensor is no numbers in memory."""
-    dim = check(x, bias, dim, approximate)
+def bias_gelu(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
+    """gelu(x + bias) by the fastest road that is right for this call."""
+    if not ordinary(x, bias):
+        return _any(x, bias, check(x, bias, dim, approximate), approximate)
+    call = found(x, bias, dim, approximate)
+    if (x.requires_grad or (bias is not None and bias.requires_grad)) and torch.is_grad_enabled():
+        y: Tensor = _record(x, bias, call)
+        return y
+    return call.forward(x, bias)
+
+
+def _any(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     if torch.compiler.is_exporting():
         return _transforms.standard(x, bias, dim, approximate)
     if not _seam.operable(x, bias):
@@ -44,7 +58,7 @@ class _BiasGELU(Function):
     """gelu(x + bias) by a road that PyTorch can't look into; saves x and bias, nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, call: _operators.Call) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, call: Call) -> Tensor:
         ctx.save_for_backward(x, bias)
         ctx.call = call
         return call.forward(x, bias)
@@ -53,7 +67,7 @@ class _BiasGELU(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, bias = ctx.saved_tensors
         needs_x, needs_bias, _ = ctx.needs_input_grad
-        if not _seam.ordinary(dy, x, bias):
+        if not ordinary(dy, x, bias):
             backward = _transforms.backward
         elif torch.is_grad_enabled():
             backward = _Backward.apply
@@ -62,7 +76,7 @@ class _BiasGELU(Function):
         return *backward(dy, x, bias, ctx.call.dim, ctx.call.approximate, needs_x, needs_bias), None
 
 
-recorded = _seam.recorder(_BiasGELU)
+_record = _seam.recorder(_BiasGELU)
 
 
 class _Backward(Function):
@@ -93,7 +107,7 @@ class _Backward(Function):
         if v is None and vbias is None:
             return (None,) * 7
         dy, x, bias = ctx.saved_tensors
-        plain = torch.is_grad_enabled() or not _seam.ordinary(v, vbias, dy, x, bias)
+        plain = torch.is_grad_enabled() or not ordinary(v, vbias, dy, x, bias)
         road = _transforms if plain or _operators.road(x) is not _fused else _fused
         gradients = road.double_backward(v, vbias, dy, x, bias, ctx.dim, ctx.approximate, ctx.needs_input_grad[:3])
         return *gradients, None, None, None, None

@@ -1,15 +1,10 @@
-"""The functions people call, and what they compute.
-
-Three roads compute it: kernels (`_fused`), blocked PyTorch on a CPU (`_reference`), and plain PyTorch (`_transforms`).
-An ordinary call takes the fastest at once, since for small tensors the way there costs more than the road.
-"""
+"""The functions people call, and what they compute."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from triton_gelu import _operators, _ops, _seam
+from triton_gelu import _ops
 from triton_gelu._checks import FORMULAS, Approximate, check_approximate
 
 __all__ = ["FORMULAS", "Approximate", "bias_gelu", "check_approximate", "gelu"]
@@ -38,13 +33,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, dim: int = -1, approxima
         TypeError: x or bias is not a dense floating-point tensor, or dim is not an int.
         ValueError: a shape, a device, dim or approximate does not fit.
     """
-    if not _seam.ordinary(x, bias):
-        return _ops.unusual(x, bias, dim, approximate)
-    call = _operators.call(x, bias, dim, approximate)
-    if (x.requires_grad or (bias is not None and bias.requires_grad)) and torch.is_grad_enabled():
-        y: Tensor = _ops.recorded(x, bias, call)
-        return y
-    return call.forward(x, bias)
+    return _ops.bias_gelu(x, bias, dim, approximate)
 
 
 def gelu(x: Tensor, *, approximate: Approximate = "tanh") -> Tensor:
