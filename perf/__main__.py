@@ -16,6 +16,7 @@ COMMANDS = {  # each is the module of that name, with add_arguments(parser) and 
     "measure": "time the cases on this machine",
     "analyse": "compile the kernels for GPUs that are not here, and count",
     "saved": "bytes and launches that fusing saves whole models on GPUs that are not here",
+    "calls": "what a call costs before its kernel runs, and a cold start",
     "accuracy": "errors against the truth, over every input where that is possible",
     "plot": "draw pictures of rows",
     "compare": "what changed between two result files",

@@ -73,16 +73,16 @@ def launches(gpu: GPU, call: Call) -> list[Launched]:
         )
         return compiled
 
-    triton.runtime.driver.set_active(_Driver(gpu))
+    triton.runtime.driver.set_active(Driver(gpu))
     with (
         mock.patch.object(JITFunction, "run", record),
-        mock.patch.object(torch, "get_device_module", return_value=_DeviceModule(gpu)),
+        mock.patch.object(torch, "get_device_module", return_value=DeviceModule(gpu)),
     ):
         call()
     return seen
 
 
-class _Driver:
+class Driver:
     """What Triton asks a driver while it compiles. There is none to return to: the process keeps it."""
 
     def __init__(self, gpu: GPU) -> None:
@@ -101,7 +101,7 @@ class _Driver:
         return 0
 
 
-class _DeviceModule:
+class DeviceModule:
     """`torch.cuda`, as far as the library asks it."""
 
     def __init__(self, gpu: GPU) -> None:

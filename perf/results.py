@@ -23,7 +23,7 @@ from typing import Any
 KINDS = ("measured", "static", "accuracy")
 DIRECTIONS = ("forward", "backward", "forward_backward", "double_backward")
 STATUSES = ("ok", "skipped", "failed")
-PATHS = ("CPU path", "Triton kernel", "compiled offline", "interpreter")
+PATHS = ("CPU path", "Triton kernel", "compiled offline", "launch left out", "interpreter")
 
 # The metrics of measured rows.
 TIME = "time"

@@ -25,7 +25,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 from torch.utils.checkpoint import checkpoint
 from ways import README, TABLE, table, ways
 
-from triton_gelu import GELU, BiasGELU, _ops, _seam, bias_gelu
+from triton_gelu import GELU, BiasGELU, _operators, _seam, bias_gelu
 
 Function = Callable[..., Any]
 
@@ -87,7 +87,7 @@ def _road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     way = request.node.callspec.params.get("way", "") if hasattr(request.node, "callspec") else ""
     if "no kernels" in way:
         monkeypatch.setattr(_seam, "triton_drives", lambda device_type: False)
-        monkeypatch.setattr(_ops, "_calls", {})
+        monkeypatch.setattr(_operators, "_calls", {})
 
 
 def inputs(device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import jit
 from truth import DTYPES, FORMULAS
 
-from triton_gelu import _fused, _ops, _seam, bias_gelu
+from triton_gelu import _fused, _operators, _seam, bias_gelu
 
 
 @pytest.mark.parametrize("approximate", FORMULAS)
@@ -77,7 +77,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
     compiler = Compiler()
     monkeypatch.setattr(_seam, "kernels", SimpleNamespace(forward=compiler, backward=compiler, finish=compiler))
     monkeypatch.setattr(_seam, "driver", lambda: compiler)
-    monkeypatch.setattr(_ops, "_calls", {})
+    monkeypatch.setattr(_operators, "_calls", {})
     return compiler
 
 
@@ -118,6 +118,16 @@ def test_what_was_compiled_for_another_driver_is_not_launched(
     bias_gelu(X, BIAS)
     assert len(compiler.compiled_for) == 2
     assert not compiler.launched
+
+
+def test_what_is_watched_is_launched_by_triton_and_not_kept(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for watched in (True, False, True, False):
+        monkeypatch.setattr(_seam, "watched", lambda watched=watched: watched)
+        bias_gelu(X, BIAS)
+    assert len(compiler.compiled_for) == 3
+    assert compiler.launched == [1]  # the second, which nobody watched
 
 
 @pytest.mark.skipif(not hasattr(jit, "native_specialize_impl"), reason="this Triton tells in another way what it asks")

@@ -6,8 +6,8 @@ shape, strides, types and device of the tensors, and Triton's driver. Alignment 
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from triton_gelu import _launch, _seam
 from triton_gelu._launch import Launch, Target
-from triton_gelu._layout import Ints, Matrices, matrices
+from triton_gelu._layout import beside
 
 POINTER_ALIGNMENT = 16  # bytes; the only one that Triton asks for
-Types = tuple[Any, ...]  # of x, bias, ...; None where there is no such tensor
+Launcher = Callable[..., None]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in one launch, in x's dtype and memory format."""
-    return forward_of(x, bias, dim, approximate)(x, bias)
+    return Forward(dim, approximate)(x, bias)
 
 
 def backward(
@@ -56,115 +56,88 @@ def _backward(
     v: Tensor | None, vbias: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None, *how: Any
 ) -> Gradients:
     types = tuple([None if t is None else t.dtype for t in (x, bias, dy, v, vbias)])
-    strides = dy.stride(), dy.stride() if v is None else v.stride(), x.stride()
-    return _plan_backward(x.shape, strides, types, x.device, _seam.driver(), *how)(v, vbias, dy, x, bias)
+    strides = dy.stride(), None if v is None else v.stride(), x.stride()
+    return _kept_backward((x.shape, strides, types, x.device), *how)(v, vbias, dy, x, bias)
 
 
-def forward_of(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Forward:
-    """What `forward` does with all tensors like these."""
-    types = x.dtype, None if bias is None else bias.dtype
-    return _plan_forward(x.shape, (x.stride(),), types, x.device, _seam.driver(), dim, approximate)
+@lru_cache(maxsize=1024)
+def _kept_backward(kind: object, dim: int, approximate: str, needs: tuple[bool, bool, bool]) -> Backward:
+    """One for all tensors of a kind."""
+    return Backward(dim, approximate, needs)
 
 
-@dataclass(frozen=True)
 class Forward:
-    """gelu(x + bias) for tensors of one kind; `copies` if x can't be walked as it is."""
+    """gelu(x + bias) for tensors of one kind, planned at the first call and when Triton's driver is another."""
 
-    run: Run | None  # None: there are no elements
-    copies: bool
-    driver: object
-    how: tuple[int, str]
+    def __init__(self, dim: int, approximate: str) -> None:
+        self.dim, self.approximate = dim, approximate
+        self.planned: tuple[object, Launcher | None, bool] = self, None, False
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if self.driver is not _seam.driver():
-            return forward(x, bias, *self.how)
         y = torch.empty_like(x)
-        if self.run is not None:
-            self.run(_dense(x) if self.copies else x, None if bias is None else bias.contiguous(), y)
+        driver, run, copies = self.planned
+        if driver is not _seam.driver():
+            driver, run, copies = self.planned = self._plan(x, bias, y)
+        if run is not None:
+            run(dense(x) if copies else x, bias if bias is None else bias.contiguous(), y)
         return y
 
+    def _plan(self, x: Tensor, bias: Tensor | None, y: Tensor) -> tuple[object, Launcher | None, bool]:
+        """For which driver, what to launch (None: there are no elements), and whether x can't be walked as it is."""
+        if not x.numel():
+            return _seam.driver(), None, False
+        walk, copies = beside(y.stride(), x.shape, None if bias is None else self.dim, x.stride())
+        launch = _launch.forward(walk, x.itemsize, self.approximate, target(x.device))
+        return _seam.driver(), Run(launch, x.device).__call__, copies  # a method is called faster than its object
 
-@dataclass(frozen=True)
+
 class Backward:
-    """The same for `backward` and `double_backward`."""
+    """`backward` and `double_backward` for tensors of one kind, planned as `Forward` is."""
 
-    run: Run | None
-    copies: bool
-    needs: tuple[bool, bool, bool]
-    sums: tuple[int, int]
-    finish: Run | None
+    def __init__(self, dim: int, approximate: str, needs: tuple[bool, bool, bool]) -> None:
+        self.dim, self.approximate, self.needs = dim, approximate, needs
+        self.planned: tuple[object, Launcher | None, bool, tuple[int, int], Launcher | None]
+        self.planned = self, None, False, (0, 0), None
 
     def __call__(self, v: Tensor | None, vbias: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None) -> Gradients:
         needs_dy, needs_x, needs_bias = self.needs
         dx, ddy = torch.empty_like(x), torch.empty_like(x) if needs_dy else None
         dbias = torch.empty_like(bias) if bias is not None and needs_bias else None
-        if self.run is None:
+        driver, run, copies, sums, finish = self.planned
+        if driver is not _seam.driver():
+            driver, run, copies, sums, finish = self.planned = self._plan(v, dy, x, bias, dx)
+        if run is None:
             return ddy, dx if needs_x else None, None if dbias is None else dbias.zero_()
-        if self.copies:
-            v, dy, x = None if v is None else _dense(v, x), _dense(dy, x), _dense(x)
-        partial = torch.empty(self.sums, dtype=torch.float32, device=x.device) if self.finish else dbias
+        if copies:
+            v, dy, x = None if v is None else dense(v, x), dense(dy, x), dense(x)
+        partial = dbias if finish is None else torch.empty(sums, dtype=torch.float32, device=x.device)
         bias, vbias = (t if t is None else t.contiguous() for t in (bias, vbias))
-        self.run(dy, v, vbias, x, bias, ddy, dx, partial)
-        if self.finish:
-            self.finish(partial, dbias)
+        run(dy, v, vbias, x, bias, ddy, dx, partial)
+        if finish is not None:
+            finish(partial, dbias)
         return ddy, dx if needs_x else None, dbias
 
+    def _plan(
+        self, v: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None, dx: Tensor
+    ) -> tuple[object, Launcher | None, bool, tuple[int, int], Launcher | None]:
+        """Like that of `Forward`; then the shape of the partial sums and what adds them up (None: nothing to add)."""
+        if not x.numel():
+            return _seam.driver(), None, False, (0, 0), None
+        along = None if bias is None else self.dim
+        strides = dy.stride(), (dy if v is None else v).stride(), x.stride()
+        walk, copies = beside(dx.stride(), x.shape, along, *strides)
+        needs_dy, needs_x, needs_bias = self.needs
+        plan = _launch.backward(
+            walk, x.itemsize, self.approximate, target(x.device),
+            needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias,
+        )  # fmt: skip
+        finish = None if plan.finish is None else Run(plan.finish, x.device)
+        return _seam.driver(), Run(plan.walk, x.device), copies, (plan.slabs, walk.bias_size), finish
 
-def _dense(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+
+def dense(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """A copy that lies as results do."""
     return torch.empty_like(tensor if like is None else like, dtype=tensor.dtype).copy_(tensor)
-
-
-@functools.lru_cache(maxsize=1024)
-def _plan_forward(
-    shape: torch.Size,
-    strides: tuple[Ints],
-    types: Types,
-    device: torch.device,
-    driver: object,
-    dim: int,
-    approximate: str,
-) -> Forward:
-    if not shape.numel():
-        return Forward(None, False, driver, (dim, approximate))
-    walk, copies = _walk(shape, strides, types, dim)
-    launch = _launch.forward(walk, types[0].itemsize, approximate, target(device))
-    return Forward(Run(launch, device), copies, driver, (dim, approximate))
-
-
-@functools.lru_cache(maxsize=1024)
-def _plan_backward(
-    shape: torch.Size,
-    strides: tuple[Ints, Ints, Ints],
-    types: Types,
-    device: torch.device,
-    driver: object,
-    dim: int,
-    approximate: str,
-    needs: tuple[bool, bool, bool],
-) -> Backward:
-    if not shape.numel():
-        return Backward(None, False, needs, (0, 0), None)
-    walk, copies = _walk(shape, strides, types, dim)
-    needs_dy, needs_x, needs_bias = needs
-    plan = _launch.backward(
-        walk, types[0].itemsize, approximate, target(device),
-        needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias,
-    )  # fmt: skip
-    finish = None if plan.finish is None else Run(plan.finish, device)
-    return Backward(Run(plan.walk, device), copies, needs, (plan.slabs, walk.bias_size), finish)
-
-
-def _walk(shape: torch.Size, strides: tuple[Ints, ...], types: Types, dim: int) -> tuple[Matrices, bool]:
-    """How to walk tensors, x the last of them, beside results for x; and whether they have to be copied for that."""
-    along = None if types[1] is None else dim
-    result = torch.empty_like(torch.empty_strided(shape, strides[-1], device="meta")).stride()
-    walk = matrices(shape, along, *strides, result)
-    if walk is not None:
-        return walk, False
-    walk = matrices(shape, along, *[result] * (len(strides) + 1))
-    assert walk is not None
-    return walk, True
 
 
 def target(device: torch.device) -> Target:
@@ -184,32 +157,40 @@ class Run:
     """
 
     def __init__(self, launch: Launch, device: torch.device) -> None:
-        self.kernel = functools.partial(
-            getattr(_seam.kernels, launch.kernel)[launch.grid], num_warps=launch.num_warps, **dict(launch.constants)
-        )
+        kernel = getattr(_seam.kernels, launch.kernel)[launch.grid]
+        self.by_triton = _seam.in_turn(partial(kernel, num_warps=launch.num_warps, **dict(launch.constants)))
         self.grid = launch.grid
         self.integers = launch.integers
-        self.rest = (*launch.integers, *[value for _, value in launch.constants])
+        self.constants = tuple([value for _, value in launch.constants])
         self.index = device.index
-        self.current_device: Any = int
-        self.on_device: Any = _seam.interpreting
-        if device.type != "cpu":
-            module: Any = torch.get_device_module(device)
-            self.current_device, self.on_device = module.current_device, functools.partial(module.device, device)
-        self.compiled: dict[object, Any] = {}
+        module: Any = None if device.index is None else torch.get_device_module(device)
+        self.one_of_several = module is not None and module.device_count() > 1
+        if self.one_of_several:
+            self.current_device, self.on_device = module.current_device, partial(module.device, device)
+        self.kept: dict[object, Callable[..., Any]] = {}
 
     def __call__(self, *tensors: Tensor | None) -> None:
-        if self.index == self.current_device():
-            return self.launch(*tensors)
-        with self.on_device():
-            return self.launch(*tensors)
-
-    def launch(self, *tensors: Tensor | None) -> None:
-        aligned = tuple([t is None or not t.data_ptr() % POINTER_ALIGNMENT for t in tensors])
-        compiled = self.compiled.get(aligned)
-        if compiled is None:
-            compiled = self.kernel(*tensors, *self.integers)
-            if compiled is not None:  # the interpreter compiles nothing
-                self.compiled[aligned] = compiled
+        if self.one_of_several and self.index != self.current_device():
+            with self.on_device():
+                return self(*tensors)
+        addresses = 0
+        for tensor in tensors:
+            if tensor is not None:
+                addresses |= tensor.data_ptr()
+        aligned: object = not addresses % POINTER_ALIGNMENT
+        if not aligned:
+            aligned = tuple([t is None or not t.data_ptr() % POINTER_ALIGNMENT for t in tensors])
+        launch = self.kept.get(aligned)
+        if launch is None or _seam.watched():
+            compiled = self.by_triton(*tensors, *self.integers)
+            if compiled is not None and not _seam.watched():  # the interpreter compiles nothing
+                self.kept[aligned] = partial(self._load, aligned, compiled)
         else:
-            compiled[self.grid](*tensors, *self.rest)
+            launch(*tensors)
+        return None
+
+    def _load(self, aligned: object, compiled: Any, *tensors: Tensor | None) -> None:
+        """Launch a kept kernel for the first time."""
+        rest = (*self.integers, *self.constants)
+        launch = self.kept[aligned] = _seam.launcher(compiled, self.grid, self.index, rest)
+        launch(*tensors)

@@ -15,8 +15,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.library import wrap_triton
 
 from triton_gelu import _launch, _seam
-from triton_gelu._fused import target
-from triton_gelu._layout import Matrices, matrices
+from triton_gelu._fused import dense, target
+from triton_gelu._layout import Matrices, beside
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
@@ -62,13 +62,10 @@ class Symbolic(Matrices):
 
 def _walk(like: Tensor, bias: Tensor | None, dim: int, *tensors: Tensor) -> tuple[tuple[Tensor, ...], Symbolic]:
     """The tensors, copied where they can't be walked beside `like`, which is dense, and how to walk all of them."""
-    along = None if bias is None else dim
-    walk = matrices(like.shape, along, *(t.stride() for t in tensors), like.stride())
-    if walk is None:
-        tensors = tuple(torch.empty_like(like, dtype=t.dtype).copy_(t) for t in tensors)
-        walk = matrices(like.shape, along, *[like.stride()] * (len(tensors) + 1))
-        assert walk is not None
-    return tensors, Symbolic(walk.batch, walk.rows, walk.cols, walk.bias, walk.strides)
+    walk, copies = beside(like.stride(), like.shape, None if bias is None else dim, *(t.stride() for t in tensors))
+    if copies:
+        tensors = tuple(dense(t, like) for t in tensors)
+    return tensors, Symbolic(**vars(walk))
 
 
 def _run(launch: _launch.Launch, *tensors: Tensor | None) -> None:

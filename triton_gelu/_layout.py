@@ -66,3 +66,15 @@ def matrices(shape: Sequence[int], dim: int | None, *strides: Sequence[int]) -> 
     (cols, _), (rows, row_strides), (batch, batch_strides) = axes
     bias: BiasAxis = "none" if bias_axis is None else "cols" if bias_axis == 0 else "rows"
     return Matrices(batch, rows, cols, bias, tuple(zip(batch_strides, row_strides, strict=True)))
+
+
+def beside(
+    result: Sequence[int], shape: Sequence[int], dim: int | None, *strides: Sequence[int]
+) -> tuple[Matrices, bool]:
+    """How to walk tensors beside a dense `result`; and whether only copies of them, which lie as it does, can be."""
+    walk = matrices(shape, dim, *strides, result)
+    if walk is not None:
+        return walk, False
+    walk = matrices(shape, dim, *[result] * (len(strides) + 1))
+    assert walk is not None
+    return walk, True

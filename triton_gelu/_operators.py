@@ -3,12 +3,15 @@
 `torch.ops.triton_gelu.forward`, `backward` and `double_backward` take the fastest road in eager mode, on every device.
 A compiler looks into them: on a GPU it finds the kernels, elsewhere plain PyTorch, which it fuses with its neighbours.
 An output that is not needed is an empty tensor.
+
+What is found out of a call is kept for all like it, and `found` again here and in plain eager calls.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -17,17 +20,52 @@ from torch import Tensor
 from torch.library import custom_op
 
 from triton_gelu import _fused, _reference, _seam, _transforms
+from triton_gelu._checks import check
+
+ROADS: dict[str, ModuleType] = {"kernels": _fused, "blocks": _reference, "plain": _transforms}
+MOST_CALLS = 4096
 
 
-def road(x: Tensor) -> ModuleType | None:
-    """The module of the fastest eager `forward` and `backward` for tensors like x; None: plain PyTorch."""
-    if x.dtype is not torch.float64 and _seam.triton_drives(x.device.type):
-        return _fused
-    return _reference if x.device.type == "cpu" else None
+@dataclass(frozen=True)
+class Call:
+    """What was found out about calls of one kind: that the arguments fit, and the road."""
+
+    dim: int
+    approximate: str
+    road: ModuleType
+    forward: Callable[[Tensor, Tensor | None], Tensor]
+
+
+_calls: dict[object, Call] = {}
+
+
+def road(x: Tensor) -> ModuleType:
+    """The module of the fastest eager `forward` and `backward` for tensors like x."""
+    return ROADS[_seam.road(x)]
+
+
+def found(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Call:
+    """What there is to know of a call on real tensors like these. The arguments of the first of a kind are checked."""
+    like_bias = None if bias is None else (bias.shape, bias.dtype, bias.device)
+    kind = (x.shape, x.stride(), x.dtype, x.device, like_bias, dim, type(dim), approximate)  # True and 1.0 equal 1
+    try:
+        return _calls[kind]
+    except (KeyError, TypeError):  # what can't be hashed is no formula, as `check` will say
+        dim = check(x, bias, dim, approximate)
+    if len(_calls) >= MOST_CALLS:
+        _calls.clear()
+    module = road(x)
+    forward: Callable[..., Tensor] = partial(module.forward, dim=dim, approximate=approximate)
+    if module is _fused:
+        forward = _fused.Forward(dim, approximate).__call__
+    call = _calls[kind] = Call(dim, approximate, module, forward)
+    return call
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias)."""
+    if type(x) in _seam.EXACT:
+        return found(x, bias, dim, approximate).forward(x, bias)
     y: Tensor = _road(x).forward(x, bias, dim, approximate)
     return y
 
@@ -58,10 +96,10 @@ def double_backward(
 
 
 def _road(x: Tensor) -> ModuleType:
-    """The same inside an operator, where a compiler may be looking: then x is no real tensor."""
+    """The road inside an operator, where a compiler may be looking: then x is no real tensor."""
     module = road(x)
-    if type(x) in (Tensor, torch.nn.Parameter):
-        return module or _transforms
+    if type(x) in _seam.EXACT:
+        return module
     if module is not _fused or _seam.INTERPRETED:
         return _transforms
     from triton_gelu import _graph
@@ -137,7 +175,7 @@ def _register(function: Callable[..., Any], fake: Callable[..., Any], schema: st
     return operator
 
 
-@functools.cache
+@cache
 def reveal() -> None:
     """Let compilers look into the operators, as torch.library.triton_op does at once, for seconds of imports."""
     for operator, function in OPERATORS.items():

@@ -1,16 +1,12 @@
 """Which road a call takes.
 
 Three roads compute the same function: kernels (`_fused`), blocked PyTorch on a CPU (`_reference`), and plain PyTorch
-(`_transforms`). A plain eager call takes one of the first two, here, at the least cost. A compiler, a mode or a sharded
-tensor is given an operator (`_operators`); what wants to look inside, such as torch.func, is given plain PyTorch.
+(`_transforms`). An ordinary call takes the fastest, here, at the least cost. A compiler, a mode or a sharded tensor is
+given an operator (`_operators`); what wants to look inside, such as torch.func, is given plain PyTorch.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,49 +15,19 @@ from torch.autograd import Function
 
 from triton_gelu import _fused, _operators, _seam, _transforms
 from triton_gelu._checks import check
-
-MOST_CALLS = 4096
-
-
-@dataclass(frozen=True)
-class Call:
-    """What was found out about calls of one kind: that the arguments fit, and the road."""
-
-    dim: int
-    approximate: str
-    road: ModuleType
-    forward: Callable[[Tensor, Tensor | None], Tensor]
-
-
-_calls: dict[object, Call] = {}
+from triton_gelu._operators import Call, found
+from triton_gelu._seam import ordinary
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) by the fastest road that is right for this call."""
-    if not _seam.ordinary(x, bias):
+    if not ordinary(x, bias):
         return _any(x, bias, check(x, bias, dim, approximate), approximate)
-    like_bias = None if bias is None else (bias.shape, bias.dtype, bias.device)
-    kind = (x.shape, x.stride(), x.dtype, x.device, like_bias, dim, type(dim), approximate)  # True and 1.0 equal 1
-    try:
-        call = _calls[kind]
-    except (KeyError, TypeError):  # what can't be hashed is no formula, as `check` will say
-        dim = check(x, bias, dim, approximate)
-        road = _operators.road(x)
-        if road is None:
-            return _any(x, bias, dim, approximate)
-        if len(_calls) >= MOST_CALLS:
-            _calls.clear()
-        call = _calls[kind] = _call(road, x, bias, dim, approximate)
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+    call = found(x, bias, dim, approximate)
+    if (x.requires_grad or (bias is not None and bias.requires_grad)) and torch.is_grad_enabled():
         y: Tensor = _record(x, bias, call)
         return y
     return call.forward(x, bias)
-
-
-def _call(road: ModuleType, x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Call:
-    if road is _fused:
-        return Call(dim, approximate, road, _fused.forward_of(x, bias, dim, approximate))
-    return Call(dim, approximate, road, functools.partial(road.forward, dim=dim, approximate=approximate))
 
 
 def _any(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
@@ -101,7 +67,7 @@ class _BiasGELU(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, bias = ctx.saved_tensors
         needs_x, needs_bias, _ = ctx.needs_input_grad
-        if not _seam.ordinary(dy, x, bias):
+        if not ordinary(dy, x, bias):
             backward = _transforms.backward
         elif torch.is_grad_enabled():
             backward = _Backward.apply
@@ -141,7 +107,7 @@ class _Backward(Function):
         if v is None and vbias is None:
             return (None,) * 7
         dy, x, bias = ctx.saved_tensors
-        plain = torch.is_grad_enabled() or not _seam.ordinary(v, vbias, dy, x, bias)
+        plain = torch.is_grad_enabled() or not ordinary(v, vbias, dy, x, bias)
         road = _transforms if plain or _operators.road(x) is not _fused else _fused
         gradients = road.double_backward(v, vbias, dy, x, bias, ctx.dim, ctx.approximate, ctx.needs_input_grad[:3])
         return *gradients, None, None, None, None

@@ -9,11 +9,12 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.compiler import is_dynamo_compiling
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -24,14 +25,16 @@ except ImportError as error:
     if not (error.name or "").startswith("triton") or (error.name or "").startswith("triton_gelu"):
         raise
 
+_knobs: Any = None if kernels is None else kernels.triton.knobs.runtime
+_drivers: Any = None if kernels is None else kernels.triton.runtime.driver
 INTERPRETED = kernels is not None and bool(kernels.INTERPRETED.value)
 _turn = threading.Lock()
 
 try:
     from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
-    from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
+    from torch._C._functorch import peek_interpreter_stack
 
-    forward_ad._current_level, Tensor._is_zerotensor  # noqa: B018
+    forward_ad._current_level  # noqa: B018
     _known = True
 except (ImportError, AttributeError):
     _known = False
@@ -56,27 +59,26 @@ def constant(function: F) -> F:
 def ordinary(*tensors: Tensor | None) -> bool:
     """Whether a call on these is plain eager PyTorch on numbers in memory.
 
-    Then there is no compiler, transform, mode, subclass or forward-mode AD, and no tensor stands for what it isn't.
+    Then there is no compiler, transform, mode, subclass or forward-mode AD, and each tensor has an address: one that
+    is sparse, empty, zero without memory, wrapped by a transform, or on the meta device has none.
     """
     if (
         not _known
-        or torch.compiler.is_compiling()
+        or is_dynamo_compiling()  # any other compiler has a mode
         or peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or _len_torch_dispatch_stack()
         or _len_torch_function_stack()
     ):
         return False
-    for tensor in tensors:  # a loop: any() takes twice the time
-        if tensor is not None and (
-            type(tensor) not in EXACT
-            or tensor.layout is not torch.strided
-            or tensor.is_nested
-            or tensor.is_neg()
-            or tensor._is_zerotensor()
-            or is_legacy_batchedtensor(tensor)
-        ):
-            return False
+    try:
+        for tensor in tensors:  # a loop: any() takes twice the time
+            if tensor is not None and (
+                type(tensor) not in EXACT or tensor.is_nested or tensor.is_neg() or not tensor.data_ptr()
+            ):
+                return False
+    except RuntimeError:  # PyTorch's answer to who asks such a tensor for its address
+        return False
     return True
 
 
@@ -126,14 +128,78 @@ def let_compilers_look_into(operator: Any, function: Callable[..., object]) -> N
             triton_ops_to_kernels[str(operator._opoverload.name())] = [kernels.forward, kernels.backward]
 
 
-def interpreting() -> threading.Lock:
-    """What to hold while a kernel runs on a CPU: the interpreter patches triton.language, for one kernel at a time."""
-    return _turn
+def in_turn(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """In the interpreter, a kernel that waits for others: it patches triton.language, for one kernel at a time."""
+
+    def interpreted(*args: Any, **constants: Any) -> Any:
+        with _turn:
+            return kernel(*args, **constants)
+
+    return interpreted if INTERPRETED else kernel
+
+
+def watched() -> bool:
+    """Whether somebody wants to see launches, or other kernels: a profiler's hooks, or Triton's debug mode."""
+    try:
+        return bool(_knobs.debug or _knobs.launch_enter_hook.calls or _knobs.launch_exit_hook.calls)
+    except AttributeError:  # no chain of hooks, but a single one
+        return True
+
+
+def launcher(
+    compiled: Any, grid: tuple[int, int, int], device: int | None, rest: tuple[object, ...]
+) -> Callable[..., None]:
+    """`compiled[grid]` for tensors and then the `rest`, which nobody watches: half of its time is for those who do.
+
+    The shorter way is taken where this Triton launches as we know it: where `compiled[grid]`, tried on a kernel that
+    only remembers, does nothing but hand `run` what we would.
+    """
+    launch = compiled[grid]
+    try:
+        active: Any = driver()
+        stream, index = active.get_current_stream, active.get_current_device() if device is None else device
+        start, tail = (*grid, stream(index), compiled.function, compiled.packed_metadata), (object(), object())
+        rehearsal = _Rehearsal(compiled)
+        type(compiled).__getitem__(rehearsal, grid)(*tail)
+        run, hooks = compiled.run, (_knobs.launch_enter_hook, _knobs.launch_exit_hook)
+        known = [(*args[:6], *args[7:]) for args in rehearsal.launches] == [(*start, *hooks, *tail)]
+    except (AttributeError, TypeError):
+        known = False
+    if not known:
+        return lambda *tensors: launch(*tensors, *rest)
+    x, y, z = grid
+    function, metadata = compiled.function, compiled.packed_metadata
+
+    def shorter(*tensors: Any) -> None:
+        run(x, y, z, stream(index), function, metadata, None, None, None, *tensors, *rest)
+
+    return shorter
+
+
+class _Rehearsal:
+    """A compiled kernel that remembers what it is launched with, and launches nothing."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+        self.launches: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.compiled, name)
+
+    def run(self, *args: Any) -> None:
+        self.launches.append(args)
 
 
 def driver() -> object:
     """Triton's active driver, which compiled kernels belong to; none in the interpreter."""
-    return None if INTERPRETED else kernels.triton.runtime.driver.active
+    return None if INTERPRETED else _drivers.active
+
+
+def road(x: Tensor) -> Literal["kernels", "blocks", "plain"]:
+    """What is fastest on tensors like x in eager mode: kernels, PyTorch on one block after another, or as it is."""
+    if x.dtype is not torch.float64 and triton_drives(x.device.type):
+        return "kernels"
+    return "blocks" if x.device.type == "cpu" else "plain"
 
 
 @functools.cache
