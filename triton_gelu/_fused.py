@@ -79,7 +79,7 @@ class Forward:
         if driver is not _seam.driver():
             driver, run, copies = self.planned = self._plan(x, bias, y)
         if run is not None:
-            run(dense(x) if copies else x, bias if bias is None else bias.contiguous(), y)
+            run(dense(x, y) if copies else x, bias if bias is None else bias.contiguous(), y)
         return y
 
     def _plan(self, x: Tensor, bias: Tensor | None, y: Tensor) -> tuple[object, Launcher | None, bool]:
@@ -109,7 +109,7 @@ class Backward:
         if run is None:
             return ddy, dx if needs_x else None, None if dbias is None else dbias.zero_()
         if copies:
-            v, dy, x = None if v is None else dense(v, x), dense(dy, x), dense(x)
+            v, dy, x = None if v is None else dense(v, dx), dense(dy, dx), dense(x, dx)
         partial = dbias if finish is None else torch.empty(sums, dtype=torch.float32, device=x.device)
         bias, vbias = (t if t is None else t.contiguous() for t in (bias, vbias))
         run(dy, v, vbias, x, bias, ddy, dx, partial)
@@ -135,9 +135,9 @@ class Backward:
         return _seam.driver(), Run(plan.walk, x.device), copies, (plan.slabs, walk.bias_size), finish
 
 
-def dense(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    """A copy that lies as results do."""
-    return torch.empty_like(tensor if like is None else like, dtype=tensor.dtype).copy_(tensor)
+def dense(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor, or a copy that lies as `like` does, a result."""
+    return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
 def target(device: torch.device) -> Target:

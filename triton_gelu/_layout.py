@@ -71,7 +71,7 @@ def matrices(shape: Sequence[int], dim: int | None, *strides: Sequence[int]) -> 
 def beside(
     result: Sequence[int], shape: Sequence[int], dim: int | None, *strides: Sequence[int]
 ) -> tuple[Matrices, bool]:
-    """How to walk tensors beside a dense `result`; and whether only copies of them, which lie as it does, can be."""
+    """How to walk tensors beside a dense `result`; and whether only where all of them lie as it does."""
     walk = matrices(shape, dim, *strides, result)
     if walk is not None:
         return walk, False
