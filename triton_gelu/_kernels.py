@@ -97,11 +97,11 @@ def store(ptr, y, inside):
 
 @triton.jit
 def load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr):
-    """The bias of a tile as fp32, ready to be broadcast. It is never -0: then nor is a sum with it."""
+    """The bias of a tile as fp32, ready to be broadcast."""
     if BIAS == "rows":
-        return (load(bias_ptr + top + row, row < rows - top) + 0.0)[:, None]
+        return load(bias_ptr + top + row, row < rows - top)[:, None]
     elif BIAS == "cols":
-        return (load(bias_ptr + left + col, col < cols - left) + 0.0)[None, :]
+        return load(bias_ptr + left + col, col < cols - left)[None, :]
     else:
         return 0.0
 
@@ -215,7 +215,7 @@ def backward(
         whole = tl.where(top + BLOCK_ROWS <= rows, tl.minimum(slab_steps, (cols - left) // BLOCK_COLS), 0)
     else:
         whole = tl.where(left + BLOCK_COLS <= cols, tl.minimum(slab_steps, (rows - top) // BLOCK_ROWS), 0)
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS) + 0.0  # never -0: then nor is a sum with it
     vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, "none" if vbias_ptr is None else BIAS)
 
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
