@@ -225,23 +225,16 @@ def backward(
         dx_tile = corner(dx_ptr, b, top, left, dx_batch, dx_row, ALIGN)
         v_tile = corner(v_ptr, b, top, left, v_batch, v_row, ALIGN)
         ddy_tile = corner(ddy_ptr, b, top, left, dx_batch, dx_row, ALIGN)
-        for step in range(whole):
-            r = row + step * DOWN
-            c = col + step * RIGHT
-            total += dgelu_tile(
-                pointers(dy_tile, r, c, dy_row, ALIGN), pointers(v_tile, r, c, v_row, ALIGN), vbias,
-                pointers(x_tile, r, c, x_row, ALIGN), bias, pointers(ddy_tile, r, c, dx_row, ALIGN),
-                pointers(dx_tile, r, c, dx_row, ALIGN), None, FORMULA, PTX, ALIGN, NEEDS_DY, NEEDS_X,
-            )  # fmt: skip
-        for step in range(whole, steps):
-            r = row + step * DOWN
-            c = col + step * RIGHT
-            inside = (r < rows - top)[:, None] & (c < cols - left)[None, :]
-            total += dgelu_tile(
-                pointers(dy_tile, r, c, dy_row, ALIGN), pointers(v_tile, r, c, v_row, ALIGN), vbias,
-                pointers(x_tile, r, c, x_row, ALIGN), bias, pointers(ddy_tile, r, c, dx_row, ALIGN),
-                pointers(dx_tile, r, c, dx_row, ALIGN), inside, FORMULA, PTX, ALIGN, NEEDS_DY, NEEDS_X,
-            )  # fmt: skip
+        for EDGE in tl.static_range(2):  # whole tiles, which need no mask, then the others
+            for step in range(whole if EDGE else 0, steps if EDGE else whole):
+                r = row + step * DOWN
+                c = col + step * RIGHT
+                inside = (r < rows - top)[:, None] & (c < cols - left)[None, :] if EDGE else None
+                total += dgelu_tile(
+                    pointers(dy_tile, r, c, dy_row, ALIGN), pointers(v_tile, r, c, v_row, ALIGN), vbias,
+                    pointers(x_tile, r, c, x_row, ALIGN), bias, pointers(ddy_tile, r, c, dx_row, ALIGN),
+                    pointers(dx_tile, r, c, dx_row, ALIGN), inside, FORMULA, PTX, ALIGN, NEEDS_DY, NEEDS_X,
+                )  # fmt: skip
 
     if NEEDS_BIAS:
         if BIAS == "rows":
