@@ -55,7 +55,7 @@ def launches(gpu: GPU, call: Call) -> list[Launched]:
 
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         compiled = run(kernel, *args, grid=grid, warmup=True, **kwargs)
-        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in kwargs}
         bound = kernel.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         size = grid(bound.arguments) if callable(grid) else grid

@@ -185,7 +185,7 @@ class Run:
 
     def __init__(self, launch: Launch, device: torch.device) -> None:
         self.kernel = functools.partial(
-            getattr(_seam.kernels, launch.kernel)[launch.grid], num_warps=launch.num_warps, **dict(launch.constants)
+            getattr(_seam.kernels, launch.kernel)[launch.grid], **launch.options, **dict(launch.constants)
         )
         self.grid = launch.grid
         self.integers = launch.integers
