@@ -12,7 +12,7 @@ import pytest
 
 from perf import amdgcn, count, figures, plot_headroom, results, sass
 from perf.__main__ import main
-from perf.gpus import B200, GPUS, H100, MI300X
+from perf.gpus import A100, B200, GPU, GPUS, H100, MI300X
 from perf.machine import Code, Untraceable, walk
 
 ROOT = Path(__file__).parent.parent
@@ -146,6 +146,14 @@ def test_amd_code_is_counted_as_by_hand() -> None:
     assert sum(walk(code, (2, 0, 0)).times().values()) == 6
 
 
+@pytest.mark.parametrize(("gpu", "rounds", "unpacks"), [(A100, "alu", "half"), (H100, "fma", "fma")])
+def test_each_gpu_rounds_to_16_bits_and_unpacks_them_in_its_own_pipe(gpu: GPU, rounds: str, unpacks: str) -> None:
+    listing = "  /*0000*/ F2FP.BF16.PACK_AB R0, R1, R2 ;\n  /*0010*/ HADD2.F32 R3, -RZ, R4.H0_H0 ;"
+    units = [set(sass.Sass().busy(each)) - {"issue"} for each in sass.parse(listing)]
+    assert [{gpu.does.get(unit, unit) for unit in each} for each in units] == [{rounds}, {unpacks}]
+    assert {rounds, unpacks} <= set(gpu.lanes)
+
+
 def test_packed_arithmetic_takes_one_slot_and_two_lanes() -> None:
     (instruction,) = sass.parse("        /*0000*/   FFMA2 R4, R4.F32x2.HI_LO, R6.F32x2.HI_LO, R8.F32x2.HI_LO ;")
     assert sass.Sass().busy(instruction) == {"issue": 1, "fma": 2}
@@ -242,6 +250,16 @@ def test_no_kernel_spills_parts_its_threads_or_moves_more_bytes_than_it_may(fres
         assert row.value is not None
         limit = bytes_moved[row.direction] if row.metric == figures.BYTES else limits.get(row.metric, row.value)
         assert row.value <= limit, row
+
+
+def test_an_amd_gpu_does_at_most_thirty_percent_more_vector_arithmetic(fresh: Path) -> None:
+    counts: dict[tuple[object, ...], dict[str, float]] = {}
+    for row in results.read(fresh):
+        if row.metric == figures.VECTOR and row.value is not None:
+            counts.setdefault((row.case, row.approximate, row.direction), {})[row.device] = row.value
+    assert counts
+    for asked, found in counts.items():
+        assert found["gfx942"] <= 1.3 * found["sm_90"], asked
 
 
 def test_static_rows_say_that_nothing_ran(fresh: Path) -> None:
