@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from perf import amdgcn, count, figures, plot_headroom, results, sass
+from perf import amdgcn, compare, count, figures, plot_headroom, results, sass
 from perf.__main__ import main
 from perf.gpus import A100, B200, GPU, GPUS, H100, MI300X
 from perf.machine import Code, Untraceable, walk
@@ -225,7 +225,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_counts_are_those_of_the_committed_baseline(fresh: Path) -> None:
-    made, mine = (results.read(path)[0].versions["triton"] for path in (BASELINE, fresh))
+    made, mine = (compare.version(results.read(path)[0]) for path in (BASELINE, fresh))
     if made != mine:
         pytest.skip(f"the baseline was made with triton {made}, this is {mine}: another compiler, other counts")
     assert main(["compare", str(BASELINE), str(fresh), "--exact"]) == 0, (
@@ -265,7 +265,9 @@ def test_an_amd_gpu_does_at_most_thirty_percent_more_vector_arithmetic(fresh: Pa
 def test_static_rows_say_that_nothing_ran(fresh: Path) -> None:
     rows = results.read(fresh)
     assert {(row.kind, row.path) for row in rows} == {("static", "compiled offline")}
-    assert all(row.versions["triton"] and row.device in TARGETS for row in rows)
+    assert all(
+        row.versions["triton"] and row.versions["fp_fusion"] in ("on", "off") and row.device in TARGETS for row in rows
+    )
 
 
 def test_the_picture_of_headroom_says_that_nothing_ran(fresh: Path) -> None:
