@@ -94,7 +94,8 @@ class Question:
     def folder(self) -> str:
         """A place among the dumped files."""
         case = self.case
-        words = (self.target, case.name, case.direction, case.approximate, case.dtype, self.provider)
+        sizes = "x".join(map(str, case.shape))
+        words = (self.target, case.name, sizes, case.direction, case.approximate, case.dtype, self.provider)
         return re.sub(r"[^\w.]+", "-", "_".join(words))
 
 

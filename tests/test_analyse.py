@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -274,6 +275,25 @@ def test_the_picture_of_headroom_says_that_nothing_ran(fresh: Path) -> None:
     ((_, picture),) = plot_headroom.draw(results.read(fresh))
     assert "nothing ran" in " ".join(text.get_text() for text in picture.texts)
     assert len(picture.axes) == len(TARGETS)
+
+
+SHARED = re.compile(r"packed_element = 4 .*-> tensor<(\d+)x(\d+)x")
+WARPS = re.compile(r'"ttg.num-warps" = (\d+)')
+
+
+def test_elements_share_a_reciprocal_only_where_each_thread_has_four_of_its_own(tmp_path: Path) -> None:
+    """A compiler fills up what a thread lacks by anything, which would spoil the others; no interpreter shows that."""
+    asked = ("--shape", "7", "--shape", "300", "--shape", "262144", "--dim", "none", "--dtype", "bf16")
+    done = analyse(*asked, "--target", "sm_100", "--provider", figures.LIBRARY, "--dump", str(tmp_path))
+    assert done.returncode == 0, done.stderr + done.stdout
+    shared = 0
+    for file in tmp_path.glob("*/forward.ttgir"):
+        code = file.read_text()
+        threads = 32 * int(WARPS.findall(code)[0])
+        for rows, cols in SHARED.findall(code):
+            assert int(rows) * int(cols) >= 4 * threads, file
+            shared += 1
+    assert shared
 
 
 def test_interpreted_kernels_are_refused_with_advice() -> None:
