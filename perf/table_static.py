@@ -60,7 +60,7 @@ def _line(rows: Sequence[Row], library: float | None) -> list[str]:
         return [*name, "failed", *[""] * (len(HEAD) - len(name) - 1)]
 
     def value(metric: str, show: Callable[[float], str] = "{:.0f}".format) -> str:
-        return show(found[metric].value or 0.0)
+        return show(found[metric].value or 0.0) if metric in found else "-"  # rows may be older than a metric
 
     marks = ("!" if found[SPILLS].value else "") + ("/" if found[PARTED].value else "")
     needed = float(found[IN_FLIGHT].note.partition(" ")[0])
