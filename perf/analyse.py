@@ -5,6 +5,9 @@ included, and counted: instructions by kind, registers, widths of accesses, byte
 (perf/gpus.py), which resource binds. `headroom` is the time at memory bandwidth over the time of the next resource:
 below 1 a kernel is not memory-bound. Backward includes the sum that finishes the bias gradient.
 
+With TRITON_DEFAULT_FP_FUSION=0 in the environment Triton fuses no multiplication with an addition by itself, which is
+the default from Triton 3.10 on.
+
   python -m perf analyse --target sm_90 sm_100 --approximate tanh --dtype bf16
   python -m perf analyse --shape 8,1280,1500 --dim 1 --direction backward --dump /tmp/kernels
   python -m perf analyse --set baseline --provider triton_gelu --output rows.jsonl
@@ -92,7 +95,8 @@ class Question:
     def folder(self) -> str:
         """A place among the dumped files."""
         case = self.case
-        words = (self.target, case.name, case.direction, case.approximate, case.dtype, self.provider)
+        sizes = "x".join(map(str, case.shape))
+        words = (self.target, case.name, sizes, case.direction, case.approximate, case.dtype, self.provider)
         return re.sub(r"[^\w.]+", "-", "_".join(words))
 
 
@@ -167,6 +171,8 @@ def answer(question: Question, dump: Path | None = None) -> list[Row]:
     if dump:
         for each in counted:
             write(each, dump / question.folder())
+    fp_fusion = "on" if counted[0].launched.fp_fusion else "off"
+    blank = replace(blank, versions={**blank.versions, "fp_fusion": fp_fusion})
     return [
         replace(blank, metric=each.metric, unit=each.unit, value=each.value, note=each.note, status="ok")
         for each in figures(question.case, counted, gpu)

@@ -179,8 +179,10 @@ def line(each: Change) -> list[str]:
 
 
 def version(row: Row | None) -> str:
-    """The Triton version a row was made with."""
-    return "none" if row is None else row.versions.get("triton", "none")
+    """The Triton version a row was made with, and whether its compiler was kept from fusing."""
+    if row is None:
+        return "none"
+    return row.versions.get("triton", "none") + " without FP fusion" * (row.versions.get("fp_fusion") == "off")
 
 
 def shown(row: Row | None) -> str:

@@ -60,7 +60,7 @@ def count(launched: Launched, gpu: GPU) -> Counted:
         instruction = code.instructions[place]
         headings[code.isa.heading(instruction)] += often
         for unit, lanes in code.isa.busy(instruction).items():
-            units[unit] += often * lanes
+            units[gpu.does.get(unit, unit)] += often * lanes
         if (access := code.accesses[place])[0]:
             accesses[access] += often
     loads, stores = traffic(launched)

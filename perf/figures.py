@@ -25,7 +25,9 @@ PARTED = "divergent branches"
 IN_FLIGHT = "bytes in flight"
 LAUNCHES = "launches"
 LEAST_TIME = "least time"
-HEADINGS = ("fma", "alu", "integer", "mufu", "conversion", "memory", "uniform", "control")
+VECTOR = "vector arithmetic"  # what AMD calls VALU: all that computes a number for each thread
+VECTOR_HEADINGS = ("fma", "alu", "integer", "mufu", "conversion")
+HEADINGS = (*VECTOR_HEADINGS, "memory", "uniform", "control")
 BUSY = "busy {}"
 
 PICO = 1e-12
@@ -63,6 +65,7 @@ def figures(case: Case, counted: Sequence[Counted], gpu: GPU) -> Iterator[Figure
     for unit, time in seconds.items():
         yield Figure(BUSY.format(unit), "share of the time at memory bandwidth", time / memory)
     yield Figure(INSTRUCTIONS, "per element", sum(headings.values()) / case.elements)
+    yield Figure(VECTOR, "per element", sum(headings[each] for each in VECTOR_HEADINGS) / case.elements)
     for heading in HEADINGS:
         yield Figure(heading, "per element", headings[heading] / case.elements)
     yield Figure(BYTES, "per element", moved / case.elements, f"{compulsory(case) / case.elements:.3f} are compulsory")

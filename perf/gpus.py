@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 GUIDE = "CUDA C++ Programming Guide, table of the throughput of native arithmetic instructions"
 PIPES = "https://forums.developer.nvidia.com/t/separate-cuda-core-pipeline-for-fp16-and-fp32/302018"
+NSIGHT = "Nsight Compute, Kernel Profiling Guide, Pipelines"
 OCCUPANCY = "CUDA C++ Programming Guide, technical specifications per compute capability"
+PACKING = {"pack": "fma", "half": "fma"}  # NSIGHT of the latter; of the former the pessimistic guess: FMA is full first
 CDNA3 = "AMD CDNA 3 architecture white paper"
 
 
@@ -28,9 +30,9 @@ class Datum:
 class GPU:
     """One GPU, as far as a memory-bound kernel is concerned; "processor" is an SM or a compute unit.
 
-    `lanes` are thread-instructions a unit of one processor completes in a clock; `latency` is that of memory under
-    load, in seconds; `partitions` share the registers of a processor evenly, `granule` is what one warp's registers
-    are rounded up to.
+    `lanes` are thread-instructions a unit of one processor completes in a clock, and `does` names the unit that works
+    for one that is not there; `latency` is that of memory under load, in seconds; `partitions` share the registers of a
+    processor evenly, `granule` is what one warp's registers are rounded up to.
     """
 
     name: str
@@ -42,6 +44,7 @@ class GPU:
     clock: Datum  # hertz
     latency: Datum
     lanes: Mapping[str, Datum]
+    does: Mapping[str, str]
     warp: int
     warps: int
     blocks: int
@@ -68,13 +71,14 @@ class GPU:
 
 
 def _nvidia(fma: int) -> Mapping[str, Datum]:
-    half = "half of the FMA lanes do integers" if fma > 64 else "all FMA lanes do integers"
+    part = "half of the FMA lanes do integers" if fma > 64 else "all FMA lanes do integers"
     return {
         "issue": Datum(128, "four schedulers, one warp-instruction a clock each"),
         "fma": Datum(fma, GUIDE),
-        "imad": Datum(64, f"{GUIDE}; {half}: {PIPES}"),
+        "imad": Datum(64, f"{GUIDE}; {part}: {PIPES}"),
         "alu": Datum(64, GUIDE),
         "xu": Datum(16, GUIDE),
+        "half": Datum(64, f"0.5 instructions a clock and partition: {PIPES}"),
         "lsu": Datum(32, "32 load/store units per SM: architecture white papers; 128 bytes a clock", "derived"),
     }
 
@@ -88,13 +92,15 @@ def _gpu_of_nvidia(
     clock: Datum,
     latency: float,
     fma: int,
+    does: Mapping[str, str],
     shared: int,
 ) -> GPU:
     return GPU(
         name, target, "NVIDIA", int(target.removeprefix("sm_")) // 10,
         bandwidth, processors, clock,
         Datum(latency, "roughly what pointer chasing shows, with room for load", "assumed"),
-        _nvidia(fma), warp=32, warps=64, blocks=32, partitions=4, registers=16384, granule=256,
+        {unit: lanes for unit, lanes in _nvidia(fma).items() if unit not in does}, does,
+        warp=32, warps=64, blocks=32, partitions=4, registers=16384, granule=256,
         shared=shared * 1024, shared_reserved=1024,
     )  # fmt: skip
 
@@ -107,6 +113,7 @@ A100 = _gpu_of_nvidia(
     clock=Datum(1.41e9, "NVIDIA A100 white paper, boost clock"),
     latency=600e-9,
     fma=64,
+    does={"pack": "alu"},  # so says NSIGHT, and that GA100 has a pipe of its own for fp16, which unpacks, too
     shared=164,
 )
 H100 = _gpu_of_nvidia(
@@ -117,6 +124,7 @@ H100 = _gpu_of_nvidia(
     clock=Datum(1.755e9, "below the 1.98 GHz that the data sheet's 67 fp32 TFLOPS imply", "assumed"),
     latency=700e-9,
     fma=128,
+    does=PACKING,
     shared=228,
 )
 B200 = _gpu_of_nvidia(
@@ -127,6 +135,7 @@ B200 = _gpu_of_nvidia(
     clock=Datum(1.85e9, "below the 1.98 GHz that the data sheet's 75 fp32 TFLOPS imply", "assumed"),
     latency=700e-9,
     fma=128,
+    does=PACKING,
     shared=228,
 )
 MI300X = GPU(
@@ -141,6 +150,7 @@ MI300X = GPU(
         "vmem": Datum(16, f"{CDNA3}: 64 bytes a clock from the vector L1 cache, counted in words", "assumed"),
         "lds": Datum(32, f"{CDNA3}: 128 bytes a clock, counted in words"),
     },
+    does={},
     warp=64, warps=32, blocks=16, partitions=4, registers=512 * 64, granule=8 * 64,
     shared=64 * 1024, shared_reserved=0,
 )  # fmt: skip

@@ -32,13 +32,17 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Launched:
-    """One launch: the kernel's run-time arguments by name, its grid, and what the compiler made of it."""
+    """One launch: the kernel's run-time arguments by name, its grid, and what the compiler made of it.
+
+    `fp_fusion` tells whether the compiler was free to make one instruction of a multiplication and an addition.
+    """
 
     name: str
     grid: tuple[int, int, int]
     arguments: Mapping[str, Any]
     num_warps: int
     shared: int
+    fp_fusion: bool
     asm: Mapping[str, Any]
 
     @property
@@ -55,7 +59,7 @@ def launches(gpu: GPU, call: Call) -> list[Launched]:
 
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         compiled = run(kernel, *args, grid=grid, warmup=True, **kwargs)
-        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in kwargs}
         bound = kernel.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         size = grid(bound.arguments) if callable(grid) else grid
@@ -68,6 +72,7 @@ def launches(gpu: GPU, call: Call) -> list[Launched]:
                 },
                 num_warps=options.get("num_warps", compiled.metadata.num_warps),
                 shared=compiled.metadata.shared,
+                fp_fusion=compiled.metadata.enable_fp_fusion,
                 asm=compiled.asm,
             )
         )

@@ -1,4 +1,4 @@
-"""Rewrite the README's figures, and redraw its pictures, from the committed rows.
+"""Rewrite the documents' figures, and redraw their pictures, from the committed rows.
 
 Every number lies between a line `<!-- rows: NAME -->` and the next `<!-- end -->`; a picture carries a digest of the
 rows it was drawn from. So a test can tell what is stale, and this command mends it.
@@ -18,15 +18,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from perf import accuracy, plot, results, table
+from perf import accuracy, compare, plot, results, table
 from perf.figures import HEADROOM, INSTRUCTIONS, LIBRARY
 from perf.gpus import GPUS
 from perf.results import DATA, ROOT, Row, UserError
 
 README = ROOT / "README.md"
+DOCUMENTS = (README, ROOT / "CONTRIBUTING.md")
 BLOCK = re.compile(r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FORMULAS = {"tanh": "tanh", "none": "exact", "sigmoid": "sigmoid"}
-WIDTH = "width 4096"  # the case of static figures
+WIDTH, SHAPE = "width 4096", (16384, 4096)  # the case of static figures
 SILICON = "kernel, worst silicon"
 ACCURACY = {  # line of the table: the providers it is the worst of
     SILICON: tuple(accuracy.SIGNS),
@@ -52,26 +53,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Name what is stale, and mend it unless asked not to."""
-    old = README.read_text(encoding="utf-8")
-    new, pictures = rewritten(old), stale_pictures()
-    stale = [*([README] if new != old else []), *pictures]
+    old = {path: path.read_text(encoding="utf-8") for path in DOCUMENTS}
+    new, pictures = {path: rewritten(text) for path, text in old.items()}, stale_pictures()
+    stale = [*(path for path in DOCUMENTS if new[path] != old[path]), *pictures]
     for path in stale:
         print(f"{'stale' if args.check else 'rewritten'}: {path.relative_to(ROOT)}")
     if args.check:
         return int(bool(stale))
-    README.write_text(new, encoding="utf-8")
+    for path, text in new.items():
+        path.write_text(text, encoding="utf-8")
     for path in pictures:
         plot.write(pictured(path.name), path)
     return 0
 
 
 def rewritten(text: str) -> str:
-    """The README with every block filled from the rows. Raises `UserError` for a name that no block has."""
+    """A document with every block filled from the rows. Raises `UserError` for a name that no block has."""
 
     def filled(match: re.Match[str]) -> str:
         opening, name, closing = match.groups()
         if name not in BLOCKS:
-            raise UserError(f"README.md: no block is named {name!r}; there are {', '.join(BLOCKS)}")
+            raise UserError(f"no block is named {name!r}; there are {', '.join(BLOCKS)}")
         return "\n".join([opening.rstrip(), *BLOCKS[name](), closing])
 
     return BLOCK.sub(filled, text)
@@ -120,6 +122,25 @@ def headroom_cell(rows: Iterable[Row], target: str) -> str:
     ours = {row.metric: row.value for row in mine if row.provider == LIBRARY}
     plain = {row.metric: row.value for row in mine if "flat index" in row.provider}
     return " / ".join(f"{each[HEADROOM]:.2f} ({each[INSTRUCTIONS]:.0f})" for each in (ours, plain) if each)
+
+
+def compilers() -> Iterator[str]:
+    """Our headroom in bf16 on every GPU, a column a compiler."""
+    rows = [row for name in ("static.jsonl", "compilers.jsonl") for row in results.read(DATA / name)]
+    asked_for = (SHAPE, "bfloat16", LIBRARY, HEADROOM)
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        if (row.shape, row.dtype, row.provider, row.metric) == asked_for:
+            line = found.setdefault(f"{FORMULAS[row.approximate]} {row.direction}", {})
+            line.setdefault(compare.version(row), {})[row.device] = f"{row.value:.2f}"
+    versions = list(dict.fromkeys(version for line in found.values() for version in line))
+    yield from markdown(
+        [" / ".join(GPUS[target].name.split()[0] for target in GPUS), *(f"Triton {version}" for version in versions)],
+        [
+            [name, *(" / ".join(line.get(version, {}).get(each, "") for each in GPUS) for version in versions)]
+            for name, line in found.items()
+        ],
+    )
 
 
 def errors() -> Iterator[str]:
@@ -184,4 +205,6 @@ def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str
     yield from (f"| {' | '.join(line)} |" for line in (head, rule, *body))
 
 
-BLOCKS: Mapping[str, Callable[[], Iterator[str]]] = {"static": static, "errors": errors, "cpu": cpu, "gpu": gpu}
+BLOCKS: Mapping[str, Callable[[], Iterator[str]]] = {
+    "static": static, "compilers": compilers, "errors": errors, "cpu": cpu, "gpu": gpu,
+}  # fmt: skip

@@ -42,12 +42,13 @@ _HEADINGS = {
 _HEADING = {name: heading for heading, names in _HEADINGS.items() for name in names.split()}
 
 # The unit of a heading, and of single instructions that differ. An integer multiplication takes the FMA pipe, half of
-# it since sm_86 (perf/gpus.py); the two results of a packed instruction take two lanes. Nobody publishes who packs and
-# unpacks 16-bit floats (F2FP, HADD2.F32): the FMA pipe, which is full first, is the pessimistic guess.
+# it since sm_86; the two results of a packed instruction take two lanes. Who packs and unpacks 16-bit floats (F2FP,
+# HADD2.F32) differs from GPU to GPU, too (perf/gpus.py).
 _UNIT = {
     "fma": ("fma", 1), "alu": ("alu", 1), "integer": ("alu", 1), "mufu": ("xu", 1), "conversion": ("xu", 1),
     "FFMA2": ("fma", 2), "FMUL2": ("fma", 2), "FADD2": ("fma", 2), "IMAD": ("imad", 1), "IDP": ("imad", 1),
-    "F2FP": ("fma", 1), "HADD2": ("fma", 1), "I2FP": ("alu", 1), "POPC": ("xu", 1), "FLO": ("xu", 1), "BREV": ("xu", 1),
+    "F2FP": ("pack", 1), "HADD2": ("half", 1), "I2FP": ("alu", 1), "POPC": ("xu", 1), "FLO": ("xu", 1),
+    "BREV": ("xu", 1),
 }  # fmt: skip
 
 

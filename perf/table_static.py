@@ -14,6 +14,7 @@ from perf.figures import (
     PARTED,
     REGISTERS,
     SPILLS,
+    VECTOR,
     WARPS,
     WIDTH,
 )  # fmt: skip
@@ -23,6 +24,7 @@ from perf.table import as_text, grouped
 
 LEGEND = """\
 Static: compiled offline, never run. Counts are per element, the sum that finishes a bias gradient included.
+  vector    instructions that compute, for each thread, a number (AMD: VALU); not memory, uniform and control
   regs      ! marks spills, / a branch at which the threads of a warp part
   in flight bytes a processor waits for at a time, over those that hide memory's latency
   headroom  time at memory bandwidth / time of the next busiest resource, which is the one named
@@ -30,7 +32,7 @@ Static: compiled offline, never run. Counts are per element, the sum that finish
 """
 HEAD = [
     "case", "provider", "formula", "dtype",
-    "instr", "MUFU", "regs", "warps", "bit", "B", "in flight", "next", "headroom", "bound",
+    "instr", "vector", "MUFU", "regs", "warps", "bit", "B", "in flight", "next", "headroom", "bound",
 ]  # fmt: skip
 
 
@@ -58,7 +60,7 @@ def _line(rows: Sequence[Row], library: float | None) -> list[str]:
         return [*name, "failed", *[""] * (len(HEAD) - len(name) - 1)]
 
     def value(metric: str, show: Callable[[float], str] = "{:.0f}".format) -> str:
-        return show(found[metric].value or 0.0)
+        return show(found[metric].value or 0.0) if metric in found else "-"  # rows may be older than a metric
 
     marks = ("!" if found[SPILLS].value else "") + ("/" if found[PARTED].value else "")
     needed = float(found[IN_FLIGHT].note.partition(" ")[0])
@@ -66,6 +68,7 @@ def _line(rows: Sequence[Row], library: float | None) -> list[str]:
     return [
         *name,
         value(INSTRUCTIONS, "{:.1f}".format),
+        value(VECTOR, "{:.1f}".format),
         value("mufu", "{:.2f}".format),
         value(REGISTERS) + marks,
         value(WARPS),

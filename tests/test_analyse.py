@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from perf import amdgcn, count, figures, plot_headroom, results, sass
+from perf import amdgcn, compare, count, figures, plot_headroom, results, sass
 from perf.__main__ import main
-from perf.gpus import B200, GPUS, H100, MI300X
+from perf.gpus import A100, B200, GPU, GPUS, H100, MI300X
 from perf.machine import Code, Untraceable, walk
 
 ROOT = Path(__file__).parent.parent
@@ -146,6 +147,14 @@ def test_amd_code_is_counted_as_by_hand() -> None:
     assert sum(walk(code, (2, 0, 0)).times().values()) == 6
 
 
+@pytest.mark.parametrize(("gpu", "rounds", "unpacks"), [(A100, "alu", "half"), (H100, "fma", "fma")])
+def test_each_gpu_rounds_to_16_bits_and_unpacks_them_in_its_own_pipe(gpu: GPU, rounds: str, unpacks: str) -> None:
+    listing = "  /*0000*/ F2FP.BF16.PACK_AB R0, R1, R2 ;\n  /*0010*/ HADD2.F32 R3, -RZ, R4.H0_H0 ;"
+    units = [set(sass.Sass().busy(each)) - {"issue"} for each in sass.parse(listing)]
+    assert [{gpu.does.get(unit, unit) for unit in each} for each in units] == [{rounds}, {unpacks}]
+    assert {rounds, unpacks} <= set(gpu.lanes)
+
+
 def test_packed_arithmetic_takes_one_slot_and_two_lanes() -> None:
     (instruction,) = sass.parse("        /*0000*/   FFMA2 R4, R4.F32x2.HI_LO, R6.F32x2.HI_LO, R8.F32x2.HI_LO ;")
     assert sass.Sass().busy(instruction) == {"issue": 1, "fma": 2}
@@ -217,7 +226,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_counts_are_those_of_the_committed_baseline(fresh: Path) -> None:
-    made, mine = (results.read(path)[0].versions["triton"] for path in (BASELINE, fresh))
+    made, mine = (compare.version(results.read(path)[0]) for path in (BASELINE, fresh))
     if made != mine:
         pytest.skip(f"the baseline was made with triton {made}, this is {mine}: another compiler, other counts")
     assert main(["compare", str(BASELINE), str(fresh), "--exact"]) == 0, (
@@ -244,16 +253,47 @@ def test_no_kernel_spills_parts_its_threads_or_moves_more_bytes_than_it_may(fres
         assert row.value <= limit, row
 
 
+def test_an_amd_gpu_does_at_most_thirty_percent_more_vector_arithmetic(fresh: Path) -> None:
+    counts: dict[tuple[object, ...], dict[str, float]] = {}
+    for row in results.read(fresh):
+        if row.metric == figures.VECTOR and row.value is not None:
+            counts.setdefault((row.case, row.approximate, row.direction), {})[row.device] = row.value
+    assert counts
+    for asked, found in counts.items():
+        assert found["gfx942"] <= 1.3 * found["sm_90"], asked
+
+
 def test_static_rows_say_that_nothing_ran(fresh: Path) -> None:
     rows = results.read(fresh)
     assert {(row.kind, row.path) for row in rows} == {("static", "compiled offline")}
-    assert all(row.versions["triton"] and row.device in TARGETS for row in rows)
+    assert all(
+        row.versions["triton"] and row.versions["fp_fusion"] in ("on", "off") and row.device in TARGETS for row in rows
+    )
 
 
 def test_the_picture_of_headroom_says_that_nothing_ran(fresh: Path) -> None:
     ((_, picture),) = plot_headroom.draw(results.read(fresh))
     assert "nothing ran" in " ".join(text.get_text() for text in picture.texts)
     assert len(picture.axes) == len(TARGETS)
+
+
+SHARED = re.compile(r"packed_element = 4 .*-> tensor<(\d+)x(\d+)x")
+WARPS = re.compile(r'"ttg.num-warps" = (\d+)')
+
+
+def test_elements_share_a_reciprocal_only_where_each_thread_has_four_of_its_own(tmp_path: Path) -> None:
+    """A compiler fills up what a thread lacks by anything, which would spoil the others; no interpreter shows that."""
+    asked = ("--shape", "7", "--shape", "300", "--shape", "262144", "--dim", "none", "--dtype", "bf16")
+    done = analyse(*asked, "--target", "sm_100", "--provider", figures.LIBRARY, "--dump", str(tmp_path))
+    assert done.returncode == 0, done.stderr + done.stdout
+    shared = 0
+    for file in tmp_path.glob("*/forward.ttgir"):
+        code = file.read_text()
+        threads = 32 * int(WARPS.findall(code)[0])
+        for rows, cols in SHARED.findall(code):
+            assert int(rows) * int(cols) >= 4 * threads, file
+            shared += 1
+    assert shared
 
 
 def test_interpreted_kernels_are_refused_with_advice() -> None:

@@ -80,6 +80,17 @@ def test_calls_of_16_megabytes_fill_an_h100(shape: tuple[int, ...], dim: int) ->
     assert math.prod(backward.walk.grid) >= 132
 
 
+@pytest.mark.parametrize(("ptx", "cols", "needs_dy", "limited"), [
+    (1, 768, False, True), (0, 768, False, False), (1, 1501, False, False), (1, 768, True, False),
+])  # fmt: skip
+def test_nvidia_s_compiler_is_told_how_many_programs_share_a_processor_where_accesses_are_wide(
+    ptx: int, cols: int, needs_dy: bool, limited: bool
+) -> None:
+    target, m = Target(processors=132, ptx=ptx), dense(4096, cols, dim=1)
+    plan = _launch.backward(m, 2, "tanh", target, needs_dy=needs_dy, needs_x=True, needs_bias=True)
+    assert plan.walk.options == {"num_warps": 4} | ({"maxnreg": 64} if limited else {})
+
+
 def test_few_rows_need_no_second_launch() -> None:
     _, backward = plan(dense(64, 16384, dim=1))
     assert backward.slabs == 1

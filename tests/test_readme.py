@@ -13,7 +13,6 @@ import pytest
 from perf import plot, readme, results
 from perf.results import ROOT, UserError
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SMALLER = {  # options that make a long command short, or only ask it for help
     "measure": ["--provider", "triton_gelu", "--seconds", "0", "--output", "{folder}/rows.jsonl"],
@@ -27,7 +26,7 @@ SMALLER = {  # options that make a long command short, or only ask it for help
 
 
 def fenced(language: str) -> list[str]:
-    return [code for file in DOCUMENTS for name, code in FENCED.findall(file.read_text()) if name == language]
+    return [code for file in readme.DOCUMENTS for name, code in FENCED.findall(file.read_text()) if name == language]
 
 
 COMMANDS = sorted({
@@ -36,7 +35,7 @@ COMMANDS = sorted({
 
 
 def test_every_figure_is_that_of_the_committed_rows() -> None:
-    text = readme.README.read_text()
+    text = "".join(path.read_text() for path in readme.DOCUMENTS)
     assert readme.rewritten(text) == text, "stale: run python -m perf readme"
     assert set(re.findall(r"<!-- rows: (\w+) -->", text)) == set(readme.BLOCKS)
 
@@ -78,7 +77,7 @@ def test_a_block_that_nobody_fills_is_refused() -> None:
 
 
 def test_links_lead_to_files() -> None:
-    for file in DOCUMENTS:
+    for file in readme.DOCUMENTS:
         for target in re.findall(r"\]\((?!https?:)([^)]+)\)", file.read_text()):
             assert (ROOT / target).exists(), f"{file.name} links to {target}"
 

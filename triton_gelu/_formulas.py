@@ -97,6 +97,12 @@ def mul(x, y, PTX: tl.constexpr):
 
 
 @triton.jit
+def neg(x):
+    """-x, a part of the next instruction; before Triton 3.9 the operator is 0 - x, which costs one."""
+    return x * -1.0
+
+
+@triton.jit
 def horner(x, SCALE: tl.constexpr, coefficients, PTX: tl.constexpr):
     """The polynomial in SCALE x, highest power first."""
     degree: tl.constexpr = len(coefficients) - 1
@@ -152,7 +158,7 @@ def reciprocal_of_sum(x, Y: tl.constexpr, DTYPE: tl.constexpr, SHARED: tl.conste
     """1 / (x + Y); the Newton step of float32 makes up for the rounding of the sum, too."""
     if DTYPE == tl.float32:
         r = reciprocal(x + Y, PTX)
-        return fma(fma(-x, r, fma(r, -Y, 1.0, PTX), PTX), r, r, PTX)
+        return fma(fma(neg(x), r, fma(r, -Y, 1.0, PTX), PTX), r, r, PTX)
     elif SHARED and x.shape[0] * x.shape[1] >= FOURS:
         return reciprocal_by_fours(fma(x, 1.0, Y, PTX), PTX)
     else:
@@ -184,14 +190,14 @@ def exponential(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
         elif FORMULA == "tanh":  # z = CUBIC n (n^2 + 1 / 0.044715) = CUBIC n (s + t), with t what s was rounded by
             unit: tl.constexpr = TANH_CUBIC
             s = fma(n, n, CUBE_SHIFT, PTX)
-            t = fma(n, n, -(s - CUBE_SHIFT), PTX) + CUBE_SHIFT_REST
+            t = fma(n, n, neg(s - CUBE_SHIFT), PTX) + CUBE_SHIFT_REST
             r = fma(s, n * (1 / CUBE_STEP), ROUND, PTX)
             f = fma(n, s, (r - ROUND) * -CUBE_STEP, PTX)
-            f = fma(n, t, fma(-(r - ROUND), CUBE_STEP_REST, f, PTX), PTX)
+            f = fma(n, t, fma(neg(r - ROUND), CUBE_STEP_REST, f, PTX), PTX)
         else:
             unit: tl.constexpr = SIGMOID_LINEAR
             r = fma(n, 1 / LINE_STEP, ROUND, PTX)
-            f = fma(-(r - ROUND), LINE_STEP_REST, fma(-(r - ROUND), LINE_STEP, n, PTX), PTX)
+            f = fma(neg(r - ROUND), LINE_STEP_REST, fma(neg(r - ROUND), LINE_STEP, n, PTX), PTX)
         exp = (0.00138436301589, 0.0083741751055, 0.0416680033646, 0.166664310352, 0.499999942004, 1.00000003221, 1.0)
         power = (r.to(tl.int32, bitcast=True) << 23) + UP_BITS
         return horner(f, unit, exp, PTX) * power.to(tl.float32, bitcast=True)
@@ -200,7 +206,7 @@ def exponential(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
 @triton.jit
 def mills(n, PTX: tl.constexpr):
     """m of the exact gate in float32: DOWN BELL exp(-STRETCH z) times Mills' ratio."""
-    t = reciprocal(-(n - MILLS_POLE), PTX)
+    t = reciprocal(neg(n - MILLS_POLE), PTX)
     error = fma(n, t, fma(t, -MILLS_POLE, 1.0, PTX), PTX)
     return horner(fma(t, error, t - MILLS_MIDDLE, PTX), 1.0, (
         -0.009161829, 0.0077540902, -0.0009679646, -0.00085517764, -6.420818e-05, 0.00017847735, 0.00011810311,
@@ -250,7 +256,13 @@ def exact_slope(n, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def negative(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ON_NAN: tl.constexpr):
+def at_least(x, LEAST: tl.constexpr, PTX: tl.constexpr):
+    """The maximum; NaN where x is. Where that is no instruction, a choice is the shortest way."""
+    return tl.maximum(x, LEAST, propagate_nan=tl.PropagateNan.ALL) if PTX > 0 else tl.where(x < LEAST, LEAST, x)
+
+
+@triton.jit
+def negative(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, KEEP_NAN: tl.constexpr, PTX: tl.constexpr):
     """n = -|u|, no further than where e vanishes."""
     if FORMULA == "tanh":
         reach: tl.constexpr = TANH_REACH if DTYPE == tl.float32 else TANH_REACH + 1  # some exp2 keep subnormals
@@ -258,15 +270,17 @@ def negative(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ON_NAN: tl.constexpr
         reach: tl.constexpr = SIGMOID_REACH
     else:
         reach: tl.constexpr = EXACT_REACH_FLOAT16 if DTYPE == tl.float16 else EXACT_REACH
-    if INTERPRETED and ON_NAN == tl.PropagateNan.NONE:  # before Triton 3.9 its maximum lets a NaN through
+    if KEEP_NAN:
+        return at_least(neg(tl.abs(u)), -reach, PTX)
+    if INTERPRETED:  # before Triton 3.9 its maximum lets a NaN through
         u = tl.where(u == u, u, reach)
-    return tl.maximum(-tl.abs(u), -reach, propagate_nan=ON_NAN)
+    return tl.maximum(neg(tl.abs(u)), -reach)
 
 
 @triton.jit
 def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
-    relu = tl.maximum(u, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    n = negative(u, FORMULA, DTYPE, tl.PropagateNan.NONE)  # a NaN in here would spoil the neighbour's reciprocal
+    relu = at_least(u, 0.0, PTX)
+    n = negative(u, FORMULA, DTYPE, False, PTX)  # a NaN in here would spoil the neighbour's reciprocal
     if FORMULA == "none" and DTYPE != tl.float32:
         return fma(n, exact_gate(n, DTYPE, PTX), relu, PTX)
     else:
@@ -277,7 +291,7 @@ def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
 @triton.jit
 def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     """gelu'(n) if u < 0 else 1 - gelu'(n), without a choice: (u >= 0) -+ e m. u must not be -0: no sum with +0 is."""
-    n = negative(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
+    n = negative(u, FORMULA, DTYPE, True, PTX)
     if FORMULA == "none" and DTYPE != tl.float32:
         e, m = exponential(n, FORMULA, DTYPE, 0), exact_slope(n, DTYPE)
     else:
@@ -290,11 +304,11 @@ def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
 
 @triton.jit
 def d2gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
-    n = negative(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
+    n = negative(u, FORMULA, DTYPE, True, PTX)
     e, m, g = gate(n, FORMULA, DTYPE, False, PTX)
     if FORMULA == "none":  # C'' = -n C'
-        return e * g * fma(-n, n, 2.0, 0)
+        return e * g * fma(neg(n), n, 2.0, 0)
     else:  # C'' = C' (z'' / z' + z' (1 - 2 C))
         slope = cubic_over_n(n, FORMULA, 1, 3, 0)
-        bend = fma(n * slope * slope, -(e - UP) * m, cubic_over_n(n, FORMULA, 2, 12, 0), 0)
+        bend = fma(n * slope * slope, neg(e - UP) * m, cubic_over_n(n, FORMULA, 2, 12, 0), 0)
         return e * (m * (m * UP) * bend)

@@ -158,7 +158,7 @@ class Run:
 
     def __init__(self, launch: Launch, device: torch.device) -> None:
         kernel = getattr(_seam.kernels, launch.kernel)[launch.grid]
-        self.by_triton = _seam.in_turn(partial(kernel, num_warps=launch.num_warps, **dict(launch.constants)))
+        self.by_triton = _seam.in_turn(partial(kernel, **launch.options, **dict(launch.constants)))
         self.grid = launch.grid
         self.integers = launch.integers
         self.constants = tuple([value for _, value in launch.constants])

@@ -99,11 +99,11 @@ def store(ptr, y, inside):
 
 @triton.jit
 def load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr):
-    """The bias of a tile as fp32, ready to be broadcast. It is never -0: then nor is a sum with it."""
+    """The bias of a tile as fp32, ready to be broadcast."""
     if BIAS == "rows":
-        return (load(bias_ptr + top + row, row < rows - top) + 0.0)[:, None]
+        return load(bias_ptr + top + row, row < rows - top)[:, None]
     elif BIAS == "cols":
-        return (load(bias_ptr + left + col, col < cols - left) + 0.0)[None, :]
+        return load(bias_ptr + left + col, col < cols - left)[None, :]
     else:
         return 0.0
 
@@ -217,7 +217,7 @@ def backward(
         whole = tl.where(top + BLOCK_ROWS <= rows, tl.minimum(slab_steps, (cols - left) // BLOCK_COLS), 0)
     else:
         whole = tl.where(left + BLOCK_COLS <= cols, tl.minimum(slab_steps, (rows - top) // BLOCK_ROWS), 0)
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS) + 0.0  # never -0: then nor is a sum with it
     vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, "none" if vbias_ptr is None else BIAS)
 
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
@@ -227,23 +227,16 @@ def backward(
         dx_tile = corner(dx_ptr, b, top, left, dx_batch, dx_row, ALIGN)
         v_tile = corner(v_ptr, b, top, left, v_batch, v_row, ALIGN)
         ddy_tile = corner(ddy_ptr, b, top, left, dx_batch, dx_row, ALIGN)
-        for step in range(whole):
-            r = row + step * DOWN
-            c = col + step * RIGHT
-            total += dgelu_tile(
-                pointers(dy_tile, r, c, dy_row, ALIGN), pointers(v_tile, r, c, v_row, ALIGN), vbias,
-                pointers(x_tile, r, c, x_row, ALIGN), bias, pointers(ddy_tile, r, c, dx_row, ALIGN),
-                pointers(dx_tile, r, c, dx_row, ALIGN), None, FORMULA, PTX, ALIGN, NEEDS_DY, NEEDS_X,
-            )  # fmt: skip
-        for step in range(whole, steps):
-            r = row + step * DOWN
-            c = col + step * RIGHT
-            inside = (r < rows - top)[:, None] & (c < cols - left)[None, :]
-            total += dgelu_tile(
-                pointers(dy_tile, r, c, dy_row, ALIGN), pointers(v_tile, r, c, v_row, ALIGN), vbias,
-                pointers(x_tile, r, c, x_row, ALIGN), bias, pointers(ddy_tile, r, c, dx_row, ALIGN),
-                pointers(dx_tile, r, c, dx_row, ALIGN), inside, FORMULA, PTX, ALIGN, NEEDS_DY, NEEDS_X,
-            )  # fmt: skip
+        for EDGE in tl.static_range(2):  # whole tiles, which need no mask, then the others
+            for step in range(whole if EDGE else 0, steps if EDGE else whole):
+                r = row + step * DOWN
+                c = col + step * RIGHT
+                inside = (r < rows - top)[:, None] & (c < cols - left)[None, :] if EDGE else None
+                total += dgelu_tile(
+                    pointers(dy_tile, r, c, dy_row, ALIGN), pointers(v_tile, r, c, v_row, ALIGN), vbias,
+                    pointers(x_tile, r, c, x_row, ALIGN), bias, pointers(ddy_tile, r, c, dx_row, ALIGN),
+                    pointers(dx_tile, r, c, dx_row, ALIGN), inside, FORMULA, PTX, ALIGN, NEEDS_DY, NEEDS_X,
+                )  # fmt: skip
 
     if NEEDS_BIAS:
         if BIAS == "rows":

@@ -20,6 +20,7 @@ WARP_BYTES = 512  # what one warp reads in one 128-bit access
 ALIGN = 8  # elements of a 128-bit access in 16 bit
 FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
 PROGRAMS_PER_PROCESSOR = 8  # resident at once with four warps of 64 registers: the backward pass is one wave
+REGISTERS = 64  # of those programs; they are room to ask for x and dy at once, which NVIDIA's compiler does if told so
 PARTIAL_SHARE = 0.02  # most of the traffic of a backward pass that partial sums may take
 TRANSPOSE_TILES = {"forward_transpose": (64, 128, 8), "backward_transpose": (32, 64, 4)}  # rows, columns, warps
 TRANSPOSE_PROGRAMS = 16  # a processor: a few waves
@@ -43,13 +44,22 @@ INTERPRETER = Target(processors=2, tile_scale=32)
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch but for its tensors: the kernel's name, then its grid, run-time integers and constants."""
+    """One kernel launch but for its tensors: the kernel's name, then its grid, run-time integers and constants.
+
+    `registers` is the most that a thread may take, None: as many as the compiler likes.
+    """
 
     kernel: str
     grid: tuple[int, int, int]
     integers: tuple[int, ...]
     constants: tuple[tuple[str, object], ...]
     num_warps: int = WARPS
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What Triton is asked for in an eager call; PyTorch's compilers know no limit on registers."""
+        return {"num_warps": self.num_warps} | ({"maxnreg": self.registers} if self.registers else {})
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,7 @@ def backward(
             ("ALIKE", _alike(matrices)),
             ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias),
         ),
+        registers=REGISTERS if target.ptx and align == ALIGN and not needs_dy else None,
     )  # fmt: skip
     return Backward(walk, slabs, finish(slabs, matrices.bias_size) if needs_bias and slabs > 1 else None)
 
