@@ -79,6 +79,13 @@ def test_sizes_of_every_kind_are_right_in_16_bit(shape: tuple[int, int, int], de
     check(*tensors(*shape, torch.bfloat16, device))
 
 
+@pytest.mark.usefixtures("_kernels_only")
+def test_the_slope_at_a_negative_zero_is_a_half(device: str) -> None:
+    x = torch.full((1, 16, 64), -0.0, device=device, requires_grad=True)
+    (dx,) = torch.autograd.grad(bias_gelu_transpose(x, x[0, :, 0].detach()).sum(), x)
+    assert (dx == 0.5).all()
+
+
 LAYOUTS: dict[str, Function] = {
     "a chunk of the channels": lambda t: t.repeat(1, 2, 1)[:, : t.shape[1]],
     "a slice of the sequence": lambda t: torch.cat([t, t], 2)[:, :, 1 : 1 + t.shape[2]],

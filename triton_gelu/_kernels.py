@@ -314,7 +314,7 @@ def backward_transpose(
     )
     inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
     inside_dy = (col < cols - left)[:, None] & (row < rows - top)[None, :]
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, "none" if bias_ptr is None else "rows")
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, "none" if bias_ptr is None else "rows") + 0.0  # no -0
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for b in range(first, last):
         # dy comes first: of two layouts the compiler keeps that of the later load, so that dy alone is moved.
