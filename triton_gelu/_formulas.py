@@ -250,7 +250,7 @@ def exact_slope(n, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def negative(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ON_NAN: tl.constexpr):
+def negative(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, KEEPS_NAN: tl.constexpr):
     """n = -|u|, no further than where e vanishes."""
     if FORMULA == "tanh":
         reach: tl.constexpr = TANH_REACH if DTYPE == tl.float32 else TANH_REACH + 1  # some exp2 keep subnormals
@@ -258,15 +258,18 @@ def negative(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ON_NAN: tl.constexpr
         reach: tl.constexpr = SIGMOID_REACH
     else:
         reach: tl.constexpr = EXACT_REACH_FLOAT16 if DTYPE == tl.float16 else EXACT_REACH
-    if INTERPRETED and ON_NAN == tl.PropagateNan.NONE:  # before Triton 3.9 its maximum lets a NaN through
-        u = tl.where(u == u, u, reach)
-    return tl.maximum(-tl.abs(u), -reach, propagate_nan=ON_NAN)
+    if KEEPS_NAN:  # not the argument of maximum itself: that can't be passed on before Triton 3.7
+        return tl.maximum(-tl.abs(u), -reach, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        if INTERPRETED:  # before Triton 3.9 its maximum lets a NaN through
+            u = tl.where(u == u, u, reach)
+        return tl.maximum(-tl.abs(u), -reach)
 
 
 @triton.jit
 def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     relu = tl.maximum(u, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    n = negative(u, FORMULA, DTYPE, tl.PropagateNan.NONE)  # a NaN in here would spoil the neighbour's reciprocal
+    n = negative(u, FORMULA, DTYPE, KEEPS_NAN=False)  # a NaN in here would spoil the neighbour's reciprocal
     if FORMULA == "none" and DTYPE != tl.float32:
         return fma(n, exact_gate(n, DTYPE, PTX), relu, PTX)
     else:
@@ -277,7 +280,7 @@ def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
 @triton.jit
 def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     """gelu'(n) if u < 0 else 1 - gelu'(n), without a choice: (u >= 0) -+ e m. u must not be -0: no sum with +0 is."""
-    n = negative(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
+    n = negative(u, FORMULA, DTYPE, KEEPS_NAN=True)
     if FORMULA == "none" and DTYPE != tl.float32:
         e, m = exponential(n, FORMULA, DTYPE, 0), exact_slope(n, DTYPE)
     else:
@@ -290,7 +293,7 @@ def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
 
 @triton.jit
 def d2gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
-    n = negative(u, FORMULA, DTYPE, tl.PropagateNan.ALL)
+    n = negative(u, FORMULA, DTYPE, KEEPS_NAN=True)
     e, m, g = gate(n, FORMULA, DTYPE, False, PTX)
     if FORMULA == "none":  # C'' = -n C'
         return e * g * fma(-n, n, 2.0, 0)
