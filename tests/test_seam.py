@@ -108,3 +108,8 @@ def test_compilers_take_marked_functions_for_constants() -> None:
 
     doubled = torch.compile(lambda x: x * 2 if modules() else x, backend="eager", fullgraph=True)
     assert torch.equal(doubled(torch.ones(3)), torch.full((3,), 2.0))
+
+
+def test_a_compilation_is_no_export() -> None:
+    function = torch.compile(lambda x: x * (2 if _seam.exporting() else 3), backend="eager", fullgraph=True)
+    assert torch.equal(function(torch.ones(3)), torch.full((3,), 3.0))

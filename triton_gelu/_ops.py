@@ -65,7 +65,7 @@ def _call(road: ModuleType, x: Tensor, bias: Tensor | None, dim: int, approximat
 
 
 def _any(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
-    if torch.compiler.is_exporting():
+    if _seam.exporting():
         return _transforms.standard(x, bias, dim, approximate)
     if not _seam.operable(x, bias):
         return _transforms.forward(x, bias, dim, approximate)
