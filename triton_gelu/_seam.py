@@ -107,7 +107,7 @@ def _transformed() -> bool:
 
 @constant
 def exporting() -> bool:
-    """Whether torch.export is at work. Dynamo must not trace the question: it has said yes to it everywhere (#176347)."""
+    """Whether torch.export is at work. Dynamo must not trace the question: it said yes to it anywhere (#176347)."""
     return torch.compiler.is_exporting()
 
 
