@@ -488,7 +488,7 @@ def test_a_compiled_part_of_a_fused_model_is_right() -> None:
     assert_same(results(parts, x), results(plain, x), 1e-5)
 
 
-STRICT = pytest.mark.xfail(torch.__version__ < (2, 10), reason="Dynamo's exporter reads another signature than a patch's")
+STRICT = pytest.mark.xfail(torch.__version__ < (2, 10), reason="Dynamo can't rebuild a module that a hook passes on")
 
 
 @pytest.mark.parametrize("strict", [pytest.param(True, marks=STRICT), False])
