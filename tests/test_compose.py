@@ -506,6 +506,12 @@ def test_opcheck(way: str, case: str, device: str) -> None:
     torch.library.opcheck(getattr(torch.ops.triton_gelu, name), args)
 
 
+@pytest.mark.parametrize("name", ["forward", "backward", "double_backward"])
+@pytest.mark.parametrize("key", ["CPU", "CUDA", "XPU", "PrivateUse1"])
+def test_the_operators_are_there_on_every_device(name: str, key: str) -> None:
+    assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"triton_gelu::{name}", key)
+
+
 def test_the_operators_compute_what_the_function_does(device: str) -> None:
     operators = torch.ops.triton_gelu
     x, bias = inputs(device)
