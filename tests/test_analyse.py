@@ -225,10 +225,15 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_counts_are_those_of_the_committed_baseline(fresh: Path) -> None:
+def needs_the_compiler_of_the_baseline(fresh: Path) -> None:
+    """Skips a test of counts that another compiler may rightly change."""
     made, mine = (compare.version(results.read(path)[0]) for path in (BASELINE, fresh))
     if made != mine:
         pytest.skip(f"the baseline was made with triton {made}, this is {mine}: another compiler, other counts")
+
+
+def test_counts_are_those_of_the_committed_baseline(fresh: Path) -> None:
+    needs_the_compiler_of_the_baseline(fresh)
     assert main(["compare", str(BASELINE), str(fresh), "--exact"]) == 0, (
         f"counts changed. If that is meant: rm {BASELINE}; python -m perf analyse {' '.join(OURS)} --output {BASELINE}"
     )
@@ -244,8 +249,8 @@ def test_a_slower_kernel_is_caught(fresh: Path, tmp_path: Path) -> None:
     assert main(["compare", str(slower), str(fresh)]) == 0
 
 
-def test_no_kernel_spills_parts_its_threads_or_moves_more_bytes_than_it_may(fresh: Path) -> None:
-    limits = {figures.SPILLS: 0, figures.STACK: 0, figures.PARTED: 0}
+def test_no_kernel_spills_or_moves_more_bytes_than_it_may(fresh: Path) -> None:
+    limits = {figures.SPILLS: 0, figures.STACK: 0}
     bytes_moved = {"forward": 4.001, "backward": 6.13}
     for row in results.read(fresh):
         assert row.value is not None
@@ -261,6 +266,14 @@ def test_an_amd_gpu_does_at_most_thirty_percent_more_vector_arithmetic(fresh: Pa
     assert counts
     for asked, found in counts.items():
         assert found["gfx942"] <= 1.3 * found["sm_90"], asked
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_threads_of_a_warp_stay_together(target: str, fresh: Path) -> None:
+    if target == "gfx942":  # where a masked store is a branch in some versions of the compiler
+        needs_the_compiler_of_the_baseline(fresh)
+    parted = [row for row in results.read(fresh) if row.metric == figures.PARTED and row.device == target]
+    assert [row.value for row in parted] == [0] * len(parted) != []
 
 
 def test_static_rows_say_that_nothing_ran(fresh: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_row_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     row = replace(ROW, dim=None, **results.context())
     results.append(tmp_path / "deep" / "rows.jsonl", row)
     assert results.read(tmp_path / "deep" / "rows.jsonl") == [row]
-    assert row.versions["torch"] == torch.__version__
+    assert row.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]  # wheels may leave the build out
     assert row.commit
     assert row.run
 

@@ -274,3 +274,8 @@ def test_hooks_and_the_debug_mode_watch(hook: str, monkeypatch: pytest.MonkeyPat
         knobs.debug = True
         assert _seam.watched()
     assert not _seam.watched()
+
+
+def test_a_compilation_is_no_export() -> None:
+    function = torch.compile(lambda x: x * (2 if _seam.exporting() else 3), backend="eager", fullgraph=True)
+    assert torch.equal(function(torch.ones(3)), torch.full((3,), 3.0))

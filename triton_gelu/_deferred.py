@@ -290,5 +290,5 @@ def keeps_last(view: Tensor, of: Tensor) -> bool:
 
 def _can_wait(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():
-        return bool(watches)
+        return len(watches) > 0  # Dynamo of PyTorch 2.9 knows no bool of a list
     return _seam.ordinary(*tensors) and torch._C._get_tracing_state() is None

@@ -272,9 +272,10 @@ def negative(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, KEEP_NAN: tl.constex
         reach: tl.constexpr = EXACT_REACH_FLOAT16 if DTYPE == tl.float16 else EXACT_REACH
     if KEEP_NAN:
         return at_least(neg(tl.abs(u)), -reach, PTX)
-    if INTERPRETED:  # before Triton 3.9 its maximum lets a NaN through
-        u = tl.where(u == u, u, reach)
-    return tl.maximum(neg(tl.abs(u)), -reach)
+    else:
+        if INTERPRETED:  # before Triton 3.9 its maximum lets a NaN through
+            u = tl.where(u == u, u, reach)
+        return tl.maximum(neg(tl.abs(u)), -reach)
 
 
 @triton.jit

@@ -23,7 +23,7 @@ TRANSPOSE_INTEGERS = ["batch", "rows", "cols", "col_tiles", "slab_batches", "x_b
 def corner(ptr, batch, top, left, batch_stride, row_stride, ALIGN: tl.constexpr):
     """Where a tile begins: 64 bits away, for tensors of any size."""
     if ptr is None:
-        return None
+        return  # None: before Triton 3.7 a kernel can't spell that out
     else:
         return ptr + ((tl.cast(batch, tl.int64) * batch_stride + tl.cast(top, tl.int64) * row_stride) * ALIGN + left)
 
@@ -32,7 +32,7 @@ def corner(ptr, batch, top, left, batch_stride, row_stride, ALIGN: tl.constexpr)
 def pointers(tile, row, col, row_stride, ALIGN: tl.constexpr):
     """The elements of a tile that begins at `tile`."""
     if tile is None:
-        return None
+        return
     elif ALIGN == 1:  # a thread has many pieces of a row: constants apart, where columns are added last
         return (tile + row * row_stride)[:, None] + col[None, :]
     else:  # one piece: the offset of each is shared by tensors alike

@@ -31,7 +31,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Ten
 
 
 def _any(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
-    if torch.compiler.is_exporting():
+    if _seam.exporting():
         return _transforms.standard(x, bias, dim, approximate)
     if not _seam.operable(x, bias):
         return _transforms.forward(x, bias, dim, approximate)

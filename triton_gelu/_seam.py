@@ -107,11 +107,17 @@ def _transformed() -> bool:
     return not _known or peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+@constant
+def exporting() -> bool:
+    """Whether torch.export is at work. Dynamo must not trace the question: it said yes to it anywhere (#176347)."""
+    return torch.compiler.is_exporting()
+
+
 def let_compilers_look_into(operator: Any, function: Callable[..., object]) -> None:
     """Let compilers replace an operator by what its function does, except in export, which keeps operators."""
 
     def decompose(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-        if torch.compiler.is_exporting():
+        if exporting():
             return mode.__torch_dispatch__(op, types, args, kwargs)
         with mode:
             return function(*args, **kwargs)
