@@ -77,7 +77,7 @@ WITHOUT_ADDRESS = {
     "sparse rows": lambda: torch.randn(3, 3).to_sparse_csr(),
     "of oneDNN": lambda: torch.randn(3, 3).to_mkldnn(),
     "functional": lambda: torch._to_functional_tensor(torch.randn(3)),
-    "on meta": lambda: torch.empty(3, device="meta"),
+    "sparse on meta": lambda: torch.randn(3, 3).to_sparse().to("meta"),
     "empty": lambda: torch.empty(0, 3),
 }
 
@@ -88,10 +88,15 @@ def test_a_tensor_without_an_address_is_not_ordinary(kind: str) -> None:
     assert not _seam.ordinary(torch.randn(3), WITHOUT_ADDRESS[kind]())
 
 
-def test_a_tensor_that_outlived_its_transform_is_not_ordinary() -> None:
+def test_a_tensor_on_meta_is_ordinary() -> None:
+    assert _seam.ordinary(torch.empty(3, device="meta"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_tensor_that_outlived_its_transform_is_not_ordinary(device: str) -> None:
     escaped: list[Tensor] = []
-    vmap(lambda x: escaped.append(x) or x)(torch.randn(3, 4))
-    old_vmap(lambda x: escaped.append(x) or x)(torch.randn(3, 4))
+    vmap(lambda x: escaped.append(x) or x)(torch.randn(3, 4, device=device))
+    old_vmap(lambda x: escaped.append(x) or x)(torch.randn(3, 4, device=device))
     assert [type(x) for x in escaped] == [Tensor, Tensor]
     assert not any(map(_seam.ordinary, escaped))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from truth import DTYPES, FORMULAS, assert_no_worse_than, summation_slack, torch_gelu, true_pass
 
 from perf.truth import spacing
-from triton_gelu import _launch, _ops, _seam, _transpose, bias_gelu_transpose
+from triton_gelu import _launch, _operators, _seam, _transpose, bias_gelu_transpose
 
 Function = Callable[..., Tensor]
 
@@ -170,7 +170,7 @@ def test_empty_tensors_stay_empty_and_have_zero_gradients(shape: tuple[int, int,
 
 def test_without_triton_it_is_the_same_function(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr(_seam, "triton_drives", lambda device_type: False)
-    monkeypatch.setattr(_ops, "_calls", {})
+    monkeypatch.setattr(_operators, "_calls", {})
     check(*tensors(2, 8, 40, torch.bfloat16, device), "none")
 
 

@@ -57,10 +57,10 @@ def constant(function: F) -> F:
 
 
 def ordinary(*tensors: Tensor | None) -> bool:
-    """Whether a call on these is plain eager PyTorch on numbers in memory.
+    """Whether a call on these is plain eager PyTorch on numbers in memory, or, on the meta device, on none.
 
     Then there is no compiler, transform, mode, subclass or forward-mode AD, and each tensor has an address: one that
-    is sparse, empty, zero without memory, wrapped by a transform, or on the meta device has none.
+    is sparse, empty, zero without memory, or wrapped by a transform has none.
     """
     if (
         not _known
@@ -74,7 +74,10 @@ def ordinary(*tensors: Tensor | None) -> bool:
     try:
         for tensor in tensors:  # a loop: any() takes twice the time
             if tensor is not None and (
-                type(tensor) not in EXACT or tensor.is_nested or tensor.is_neg() or not tensor.data_ptr()
+                type(tensor) not in EXACT
+                or tensor.is_nested
+                or tensor.is_neg()
+                or not (tensor.data_ptr() or tensor.is_meta)
             ):
                 return False
     except RuntimeError:  # PyTorch's answer to who asks such a tensor for its address
