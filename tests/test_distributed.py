@@ -170,22 +170,23 @@ def test_data_parallel_MLP(way: str) -> None:
 
 
 EVERY_MLP = """
-import test_distributed as tests, torch
+import pathlib, sys, test_distributed as tests, torch
 torch.distributed.init_process_group("gloo")
 for test in (tests.test_tensor_parallel_MLP, tests.test_fully_sharded_MLP, tests.test_data_parallel_MLP):
     test.__wrapped__("distributed")
-print("rank", torch.distributed.get_rank(), "agrees")
+pathlib.Path(sys.argv[1], str(torch.distributed.get_rank())).touch()
 torch.distributed.destroy_process_group()
 """
 
 
 @pytest.mark.slow
 def test_torchrun_starts_them_too(tmp_path: Path) -> None:
-    script = tmp_path / "every_mlp.py"
+    agreed, script = tmp_path / "agreed", tmp_path / "every_mlp.py"
+    agreed.mkdir()
     script.write_text(EVERY_MLP)
     paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
     torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", str(RANKS)]
-    done = subprocess.run([*torchrun, str(script)], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*torchrun, script, agreed], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert sorted(line for line in done.stdout.splitlines() if line) == [f"rank {r} agrees" for r in range(RANKS)]
+    assert sorted(rank.name for rank in agreed.iterdir()) == [str(rank) for rank in range(RANKS)]
