@@ -259,6 +259,7 @@ def test_no_kernel_spills_or_moves_more_bytes_than_it_may(fresh: Path) -> None:
 
 
 def test_an_amd_gpu_does_at_most_thirty_percent_more_vector_arithmetic(fresh: Path) -> None:
+    needs_the_compiler_of_the_baseline(fresh)
     counts: dict[tuple[object, ...], dict[str, float]] = {}
     for row in results.read(fresh):
         if row.metric == figures.VECTOR and row.value is not None:
