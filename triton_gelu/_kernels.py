@@ -100,12 +100,12 @@ def store(ptr, y, inside):
 @triton.jit
 def load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr):
     """The bias of a tile as fp32, ready to be broadcast."""
-    if BIAS == "rows":
-        return load(bias_ptr + top + row, row < rows - top)[:, None]
-    elif BIAS == "cols":
-        return load(bias_ptr + left + col, col < cols - left)[None, :]
-    else:
+    if bias_ptr is None:
         return 0.0
+    elif BIAS == "rows":
+        return load(bias_ptr + top + row, row < rows - top)[:, None]
+    else:
+        return load(bias_ptr + left + col, col < cols - left)[None, :]
 
 
 @triton.jit
@@ -218,7 +218,7 @@ def backward(
     else:
         whole = tl.where(left + BLOCK_COLS <= cols, tl.minimum(slab_steps, (rows - top) // BLOCK_ROWS), 0)
     bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS) + 0.0  # never -0: then nor is a sum with it
-    vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, "none" if vbias_ptr is None else BIAS)
+    vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, BIAS)
 
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for b in range(first_batch, tl.minimum(first_batch + slab_batches, batch)):
@@ -252,7 +252,7 @@ def place_transpose(
     batch, rows, cols, col_tiles, slab_batches,
     ALIGN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
-    """A program's tile, the same in every batch of its slab, and the numbers of those batches."""
+    """A program's tile, the same in every batch of its slab; the numbers of those batches; the insides of x and y."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     tile = tl.program_id(0)
     top = (tile // col_tiles).to(index) * BLOCK_ROWS
@@ -261,7 +261,9 @@ def place_transpose(
     col = tl.arange(0, BLOCK_COLS).to(index)
     first = tl.program_id(1) * slab_batches
     last = tl.minimum(first + slab_batches, batch)
-    return rows.to(index) * ACROSS, cols.to(index) * ALIGN, top, left, row, col, first, last
+    rows, cols = rows.to(index) * ACROSS, cols.to(index) * ALIGN
+    down, right = row < rows - top, col < cols - left
+    return rows, cols, top, left, row, col, first, last, down[:, None] & right[None, :], right[:, None] & down[None, :]
 
 
 @triton.jit(do_not_specialize=TRANSPOSE_INTEGERS)
@@ -276,12 +278,10 @@ def forward_transpose(
 ):  # fmt: skip
     """y = gelu(x + bias) with its rows as columns, plus position. Sizes along a row of y come in units of ACROSS."""
     y_row = rows
-    rows, cols, top, left, row, col, first, last = place_transpose(
+    rows, cols, top, left, row, col, first, last, inside, inside_y = place_transpose(
         batch, rows, cols, col_tiles, slab_batches, ALIGN, ACROSS, WIDE, BLOCK_ROWS, BLOCK_COLS
     )
-    inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
-    inside_y = (col < cols - left)[:, None] & (row < rows - top)[None, :]
-    bias = load_bias(bias_ptr, left, top, col, row, cols, rows, "none" if bias_ptr is None else "cols")
+    bias = load_bias(bias_ptr, left, top, col, row, cols, rows, "cols")
     if position_ptr is not None:
         position = corner(position_ptr, 0, left, top, 0, y_row, ACROSS)
         position = load(pointers(position, col, row, y_row, ACROSS), inside_y, PTX, ACROSS)
@@ -309,12 +309,10 @@ def backward_transpose(
 ):  # fmt: skip
     """dx = gelu'(x + bias) times dy with its rows as columns, and the sums of that over the programs' tiles."""
     dx_row = cols
-    rows, cols, top, left, row, col, first, last = place_transpose(
+    rows, cols, top, left, row, col, first, last, inside, inside_dy = place_transpose(
         batch, rows, cols, col_tiles, slab_batches, ALIGN, ACROSS, WIDE, BLOCK_ROWS, BLOCK_COLS
     )
-    inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
-    inside_dy = (col < cols - left)[:, None] & (row < rows - top)[None, :]
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, "none" if bias_ptr is None else "rows") + 0.0  # no -0
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, "rows") + 0.0  # never -0
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for b in range(first, last):
         # dy comes first: of two layouts the compiler keeps that of the later load, so that dy alone is moved.
