@@ -98,20 +98,47 @@ def store(ptr, y, inside):
 
 
 @triton.jit
-def load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr):
+def inside(row, col, rows, cols, EDGE: tl.constexpr):
+    """Which elements of a tile the tensor has; None: all, as there are where it has no EDGE."""
+    if EDGE:
+        return (row < rows)[:, None] & (col < cols)[None, :]
+    else:
+        return
+
+
+@triton.jit
+def load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr, EDGE: tl.constexpr = True):
     """The bias of a tile as fp32, ready to be broadcast."""
     if bias_ptr is None:
         return 0.0
     elif BIAS == "rows":
-        return load(bias_ptr + top + row, row < rows - top)[:, None]
+        return load(bias_ptr + top + row, row < rows - top if EDGE else None)[:, None]
     else:
-        return load(bias_ptr + left + col, col < cols - left)[None, :]
+        return load(bias_ptr + left + col, col < cols - left if EDGE else None)[None, :]
 
 
 @triton.jit
-def gelu_tile(x, bias, y, inside, FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr):
-    u = shift(load_raw(x, inside), bias, PTX, ALIGN)
-    store(y, gelu(u, FORMULA, y.dtype.scalar.element_ty, PTX), inside)
+def gelu_tile(
+    x, bias_ptr, y, top, left, row, col, rows, cols, x_row, y_row, FORMULA: tl.constexpr, BIAS: tl.constexpr,
+    PTX: tl.constexpr, ALIGN: tl.constexpr, PARTS: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr,
+    EDGE: tl.constexpr,
+):  # fmt: skip
+    """All of x is on its way before any of it is waited for; y leaves part by part, so that few registers are taken.
+
+    x, y, row and col are those of the first part; DOWN and RIGHT lead from one to the next.
+    """
+    xs = ()
+    biases = ()
+    for i in tl.static_range(PARTS):
+        r = row + i * DOWN
+        c = col + i * RIGHT
+        xs += (load_raw(x + (i * DOWN * ALIGN * x_row + i * RIGHT), inside(r, c, rows - top, cols - left, EDGE)),)
+        biases += (load_bias(bias_ptr, top, left, r, c, rows, cols, BIAS, EDGE),)
+    for i in tl.static_range(PARTS):
+        r = row + i * DOWN
+        c = col + i * RIGHT
+        z = gelu(shift(xs[i], biases[i], PTX, ALIGN), FORMULA, y.dtype.scalar.element_ty, PTX)
+        store(y + (i * DOWN * ALIGN * y_row + i * RIGHT), z, inside(r, c, rows - top, cols - left, EDGE))
 
 
 @triton.jit(do_not_specialize=FORWARD_INTEGERS)
@@ -122,6 +149,7 @@ def forward(
     batch, rows, cols, row_tiles, x_batch, x_row, y_batch, y_row,
     FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, BATCHED: tl.constexpr, FOLD: tl.constexpr, ALIKE: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """y = gelu(x + bias), one tile a program."""
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -135,18 +163,24 @@ def forward(
     else:
         b = 0
         top = number.to(rows.dtype) * BLOCK_ROWS
-    row = tl.arange(0, BLOCK_ROWS).to(index)
-    col = tl.arange(0, BLOCK_COLS)
+    DOWN: tl.constexpr = BLOCK_ROWS // PARTS  # from part to part
+    RIGHT: tl.constexpr = 0 if DOWN else BLOCK_COLS // PARTS
+    row = tl.arange(0, DOWN if DOWN else BLOCK_ROWS).to(index)
+    col = tl.arange(0, RIGHT if RIGHT else BLOCK_COLS)
     if ALIKE:  # then offsets are computed once
         y_batch, y_row = x_batch, x_row
     x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
     y = pointers(corner(y_ptr, b, top, left, y_batch, y_row, ALIGN), row, col, y_row, ALIGN)
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
     if (top + BLOCK_ROWS <= rows) & (left + BLOCK_COLS <= cols):
-        gelu_tile(x, bias, y, None, FORMULA, PTX, ALIGN)
+        gelu_tile(
+            x, bias_ptr, y, top, left, row, col, rows, cols, x_row, y_row,
+            FORMULA, BIAS, PTX, ALIGN, PARTS, DOWN, RIGHT, False,
+        )  # fmt: skip
     else:
-        inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
-        gelu_tile(x, bias, y, inside, FORMULA, PTX, ALIGN)
+        gelu_tile(
+            x, bias_ptr, y, top, left, row, col, rows, cols, x_row, y_row,
+            FORMULA, BIAS, PTX, ALIGN, PARTS, DOWN, RIGHT, True,
+        )  # fmt: skip
 
 
 @triton.jit

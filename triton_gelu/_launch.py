@@ -86,7 +86,7 @@ def forward(matrices: Matrices, itemsize: int, formula: str, target: Target) -> 
         ),
         constants=(
             *_constants(matrices, formula, target, align, block_rows, block_cols, block_rows),
-            ("BATCHED", matrices.batch > 1), ("FOLD", FOLD), ("ALIKE", _alike(matrices)),
+            ("BATCHED", matrices.batch > 1), ("FOLD", FOLD), ("ALIKE", _alike(matrices)), ("PARTS", 4),
         ),
         num_warps=warps,
     )  # fmt: skip
