@@ -76,7 +76,7 @@ def figures(case: Case, counted: Sequence[Counted], gpu: GPU) -> Iterator[Figure
     yield Figure(SHARED, "bytes per block", main.launched.shared)
     yield Figure(WARPS, "per processor", main.resident_warps)
     yield Figure(PARTED, "branches", sum(each.parted for each in counted))
-    needed = f"{gpu.bytes_in_flight():.0f} hide {gpu.latency.value * 1e9:.0f} ns"
+    needed = f"{gpu.bytes_in_flight(main.loads / (main.loads + main.stores)):.0f} hide {gpu.latency.value * 1e9:.0f} ns"
     yield Figure(IN_FLIGHT, "bytes per processor", main.in_flight, needed)
     grids = ", ".join(f"{each.launched.name} {'x'.join(map(str, each.launched.grid))}" for each in counted)
     yield Figure(LAUNCHES, "launches", len(counted), grids)

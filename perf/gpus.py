@@ -65,9 +65,12 @@ class GPU:
         by_shared = self.shared // (shared + self.shared_reserved or 1)
         return min(by_registers, by_shared, self.warps // warps_per_block, self.blocks)
 
-    def bytes_in_flight(self) -> float:
-        """Bytes one processor must have asked memory for to keep it busy: Little's law."""
-        return self.bandwidth.value / self.processors * self.latency.value
+    def bytes_in_flight(self, loads: float) -> float:
+        """Bytes one processor must have asked for to keep memory busy, `loads` the share of its traffic: Little's law.
+
+        Nothing waits for what is stored.
+        """
+        return loads * self.bandwidth.value / self.processors * self.latency.value
 
 
 def _nvidia(fma: int) -> Mapping[str, Datum]:

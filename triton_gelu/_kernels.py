@@ -98,7 +98,7 @@ def store(ptr, y, inside):
 
 
 @triton.jit
-def inside(row, col, rows, cols, EDGE: tl.constexpr):
+def mask(row, col, rows, cols, EDGE: tl.constexpr):
     """Which elements of a tile the tensor has; None: all, as there are where it has no EDGE."""
     if EDGE:
         return (row < rows)[:, None] & (col < cols)[None, :]
@@ -115,30 +115,6 @@ def load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr, EDG
         return load(bias_ptr + top + row, row < rows - top if EDGE else None)[:, None]
     else:
         return load(bias_ptr + left + col, col < cols - left if EDGE else None)[None, :]
-
-
-@triton.jit
-def gelu_tile(
-    x, bias_ptr, y, top, left, row, col, rows, cols, x_row, y_row, FORMULA: tl.constexpr, BIAS: tl.constexpr,
-    PTX: tl.constexpr, ALIGN: tl.constexpr, PARTS: tl.constexpr, DOWN: tl.constexpr, RIGHT: tl.constexpr,
-    EDGE: tl.constexpr,
-):  # fmt: skip
-    """All of x is on its way before any of it is waited for; y leaves part by part, so that few registers are taken.
-
-    x, y, row and col are those of the first part; DOWN and RIGHT lead from one to the next.
-    """
-    xs = ()
-    biases = ()
-    for i in tl.static_range(PARTS):
-        r = row + i * DOWN
-        c = col + i * RIGHT
-        xs += (load_raw(x + (i * DOWN * ALIGN * x_row + i * RIGHT), inside(r, c, rows - top, cols - left, EDGE)),)
-        biases += (load_bias(bias_ptr, top, left, r, c, rows, cols, BIAS, EDGE),)
-    for i in tl.static_range(PARTS):
-        r = row + i * DOWN
-        c = col + i * RIGHT
-        z = gelu(shift(xs[i], biases[i], PTX, ALIGN), FORMULA, y.dtype.scalar.element_ty, PTX)
-        store(y + (i * DOWN * ALIGN * y_row + i * RIGHT), z, inside(r, c, rows - top, cols - left, EDGE))
 
 
 @triton.jit(do_not_specialize=FORWARD_INTEGERS)
@@ -163,7 +139,7 @@ def forward(
     else:
         b = 0
         top = number.to(rows.dtype) * BLOCK_ROWS
-    DOWN: tl.constexpr = BLOCK_ROWS // PARTS  # from part to part
+    DOWN: tl.constexpr = BLOCK_ROWS // PARTS  # from one part of the tile to the next
     RIGHT: tl.constexpr = 0 if DOWN else BLOCK_COLS // PARTS
     row = tl.arange(0, DOWN if DOWN else BLOCK_ROWS).to(index)
     col = tl.arange(0, RIGHT if RIGHT else BLOCK_COLS)
@@ -171,16 +147,22 @@ def forward(
         y_batch, y_row = x_batch, x_row
     x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
     y = pointers(corner(y_ptr, b, top, left, y_batch, y_row, ALIGN), row, col, y_row, ALIGN)
-    if (top + BLOCK_ROWS <= rows) & (left + BLOCK_COLS <= cols):
-        gelu_tile(
-            x, bias_ptr, y, top, left, row, col, rows, cols, x_row, y_row,
-            FORMULA, BIAS, PTX, ALIGN, PARTS, DOWN, RIGHT, False,
-        )  # fmt: skip
-    else:
-        gelu_tile(
-            x, bias_ptr, y, top, left, row, col, rows, cols, x_row, y_row,
-            FORMULA, BIAS, PTX, ALIGN, PARTS, DOWN, RIGHT, True,
-        )  # fmt: skip
+    whole = (top + BLOCK_ROWS <= rows) & (left + BLOCK_COLS <= cols)
+    for EDGE in tl.static_range(2):
+        if whole != (EDGE == 1):
+            # All of x is on its way before any is waited for; y leaves part by part, so that few registers are taken.
+            xs = ()
+            biases = ()
+            for i in tl.static_range(PARTS):
+                r = row + i * DOWN
+                c = col + i * RIGHT
+                inside = mask(r, c, rows - top, cols - left, EDGE)
+                xs += (load_raw(x + (i * DOWN * ALIGN * x_row + i * RIGHT), inside),)
+                biases += (load_bias(bias_ptr, top, left, r, c, rows, cols, BIAS, EDGE),)
+            for i in tl.static_range(PARTS):
+                inside = mask(row + i * DOWN, col + i * RIGHT, rows - top, cols - left, EDGE)
+                z = gelu(shift(xs[i], biases[i], PTX, ALIGN), FORMULA, y_ptr.dtype.element_ty, PTX)
+                store(y + (i * DOWN * ALIGN * y_row + i * RIGHT), z, inside)
 
 
 @triton.jit
@@ -265,7 +247,7 @@ def backward(
             for step in range(whole if EDGE else 0, steps if EDGE else whole):
                 r = row + step * DOWN
                 c = col + step * RIGHT
-                inside = (r < rows - top)[:, None] & (c < cols - left)[None, :] if EDGE else None
+                inside = mask(r, c, rows - top, cols - left, EDGE)
                 total += dgelu_tile(
                     pointers(dy_tile, r, c, dy_row, ALIGN), pointers(v_tile, r, c, v_row, ALIGN), vbias,
                     pointers(x_tile, r, c, x_row, ALIGN), bias, pointers(ddy_tile, r, c, dx_row, ALIGN),

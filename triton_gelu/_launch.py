@@ -17,6 +17,7 @@ from triton_gelu._layout import Ints, Matrices
 
 WARPS = 4
 WARP_BYTES = 512  # what one warp reads in one 128-bit access
+PARTS = 4  # of a forward tile, an access a thread each: all are asked for at once, and stored one after another
 ALIGN = 8  # elements of a 128-bit access in 16 bit
 FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
 PROGRAMS_PER_PROCESSOR = 8  # resident at once with four warps of 64 registers: the backward pass is one wave
@@ -86,7 +87,7 @@ def forward(matrices: Matrices, itemsize: int, formula: str, target: Target) -> 
         ),
         constants=(
             *_constants(matrices, formula, target, align, block_rows, block_cols, block_rows),
-            ("BATCHED", matrices.batch > 1), ("FOLD", FOLD), ("ALIKE", _alike(matrices)), ("PARTS", 4),
+            ("BATCHED", matrices.batch > 1), ("FOLD", FOLD), ("ALIKE", _alike(matrices)), ("PARTS", PARTS),
         ),
         num_warps=warps,
     )  # fmt: skip
@@ -192,7 +193,7 @@ def _transpose(kernel: str, shape: Ints, x: Ints, dy: Ints | None, formula: str,
 
 
 def _forward_tile(matrices: Matrices, warp: int, scale: int) -> tuple[int, int, int]:
-    """Rows, columns and warps of a forward tile: four accesses a thread.
+    """Rows, columns and warps of a forward tile.
 
     Where all warps can stand side by side, each thread loads the bias of its own columns; in narrower tiles the bias
     has to pass through shared memory, two instructions an element.
@@ -200,11 +201,11 @@ def _forward_tile(matrices: Matrices, warp: int, scale: int) -> tuple[int, int, 
     if matrices.bias == "cols":
         for warps in (WARPS, WARPS // 2):
             if _fits(matrices.cols, warps * warp):
-                return 4 * scale, warps * warp, warps
+                return PARTS * scale, warps * warp, warps
     if matrices.bias == "rows":  # narrow, to waste little at the end of a row, unless accesses are narrow, too
-        parts = 2 if matrices.alignment(ALIGN) == ALIGN else 0.5
-        return *_tile(matrices, int(warp / parts), int(parts * 4 * WARPS * scale)), WARPS
-    return *_tile(matrices, warp, 4 * WARPS * scale), WARPS
+        narrower = 2 if matrices.alignment(ALIGN) == ALIGN else 0.5
+        return *_tile(matrices, int(warp / narrower), int(narrower * PARTS * WARPS * scale)), WARPS
+    return *_tile(matrices, warp, PARTS * WARPS * scale), WARPS
 
 
 def _tile(matrices: Matrices, warp: int, warps: int) -> tuple[int, int]:
