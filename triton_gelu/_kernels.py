@@ -147,6 +147,8 @@ def forward(
         y_batch, y_row = x_batch, x_row
     x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
     y = pointers(corner(y_ptr, b, top, left, y_batch, y_row, ALIGN), row, col, y_row, ALIGN)
+    x_step = x_row.to(index) * (DOWN * ALIGN) + RIGHT
+    y_step = y_row.to(index) * (DOWN * ALIGN) + RIGHT
     whole = (top + BLOCK_ROWS <= rows) & (left + BLOCK_COLS <= cols)
     for EDGE in tl.static_range(2):
         if whole != (EDGE == 1):
@@ -157,12 +159,12 @@ def forward(
                 r = row + i * DOWN
                 c = col + i * RIGHT
                 inside = mask(r, c, rows - top, cols - left, EDGE)
-                xs += (load_raw(x + (i * DOWN * ALIGN * x_row + i * RIGHT), inside),)
+                xs += (load_raw(x + i * x_step, inside),)
                 biases += (load_bias(bias_ptr, top, left, r, c, rows, cols, BIAS, EDGE),)
             for i in tl.static_range(PARTS):
                 inside = mask(row + i * DOWN, col + i * RIGHT, rows - top, cols - left, EDGE)
                 z = gelu(shift(xs[i], biases[i], PTX, ALIGN), FORMULA, y_ptr.dtype.element_ty, PTX)
-                store(y + (i * DOWN * ALIGN * y_row + i * RIGHT), z, inside)
+                store(y + i * y_step, z, inside)
 
 
 @triton.jit
