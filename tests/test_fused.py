@@ -59,11 +59,10 @@ def test_the_second_backward_pass_computes_what_is_asked_for(needs: tuple[bool, 
 
 @pytest.mark.skipif(not _seam.INTERPRETED, reason="takes memory that is there only if it is touched")
 def test_rows_of_one_tile_may_lie_gigabytes_apart(tmp_path: Path) -> None:
-    rows, far = 100, 2**31 // 90 // 8 * 8  # the last rows are more than 2^31 elements away
-    size = rows * (far + 64)
-    x = torch.from_file(str(tmp_path / "x"), shared=True, size=size, dtype=torch.bfloat16)
-    x = x.as_strided((rows, 64), (far + 64, 1)).copy_(torch.randn(rows, 64))
-    bias, dy = torch.randn(64), torch.randn(rows, 64).bfloat16()
+    rows, cols, far = 100, 512, 2**31 // 90 // 8 * 8  # the last rows lie more than 2^31 elements away
+    x = torch.from_file(str(tmp_path / "x"), shared=True, size=rows * (far + cols), dtype=torch.bfloat16)
+    x = x.as_strided((rows, cols), (far, 1)).copy_(torch.randn(rows, cols))
+    bias, dy = torch.randn(cols), torch.randn(rows, cols).bfloat16()
     assert torch.equal(_fused.forward(x, bias, 1, "tanh"), _fused.forward(x.clone(), bias, 1, "tanh"))
     for far_apart, dense in zip(
         _fused.backward(dy, x, bias, 1, "tanh", True, True),
