@@ -234,7 +234,7 @@ def test_a_kernel_that_launches_as_we_know_it_is_launched_without_its_hooks(devi
     kernel = Kernel()
     launch = _seam.launcher(kernel, GRID, device, (8, "constant"))
     assert not kernel.launches  # a rehearsal is no launch
-    launch("x", "y")
+    launch(("x", "y"))
     assert kernel.launches == [
         (*GRID, "stream of 3", "function", "metadata", None, None, None, "x", "y", 8, "constant")
     ]
@@ -244,7 +244,7 @@ def test_a_kernel_that_launches_as_we_know_it_is_launched_without_its_hooks(devi
 @pytest.mark.parametrize("kind", [ArgumentsFirst, WithoutFunction, Twice])
 def test_a_kernel_that_launches_in_another_way_is_launched_in_its_own(kind: type[Kernel]) -> None:
     kernel, same = kind(), kind()
-    _seam.launcher(kernel, GRID, 3, (8, "constant"))("x", "y")
+    _seam.launcher(kernel, GRID, 3, (8, "constant"))(("x", "y"))
     same[GRID]("x", "y", 8, "constant")
     assert kernel.launches == same.launches
     assert kernel.launches
@@ -257,7 +257,7 @@ def test_the_kernels_of_this_triton_launch_as_we_know_it(monkeypatch: pytest.Mon
     vars(kernel).update(
         module="loaded", function="function", packed_metadata="metadata", _run=launches.run, name="", src=None
     )
-    _seam.launcher(kernel, GRID, 3, (8, "constant"))("x", "y")
+    _seam.launcher(kernel, GRID, 3, (8, "constant"))(("x", "y"))
     kernel.module = None  # nothing to unload
     assert launches.launches == [
         (*GRID, "stream of 3", "function", "metadata", None, None, None, "x", "y", 8, "constant")
