@@ -207,9 +207,9 @@ class Run:
         for tensor in tensors:
             if tensor is not None:
                 addresses |= tensor.data_ptr()
-        aligned: object = not addresses % POINTER_ALIGNMENT
-        if not aligned:
-            aligned = tuple([t is None or not t.data_ptr() % POINTER_ALIGNMENT for t in tensors])
+        aligned = not addresses % POINTER_ALIGNMENT or tuple(
+            [t is None or not t.data_ptr() % POINTER_ALIGNMENT for t in tensors]
+        )
         launch = self.kept.get(aligned)
         if launch is None or _seam.watched():
             compiled = self.by_triton(*tensors, *self.integers)
