@@ -281,6 +281,29 @@ def test_hooks_and_the_debug_mode_watch(hook: str, monkeypatch: pytest.MonkeyPat
     assert not _seam.watched()
 
 
+@pytest.mark.parametrize("makers", [_seam._makers, None], ids=["as compiled graphs do", "without the private name"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)], ids=str)
+@pytest.mark.parametrize("inference", [False, True], ids=["", "inference"])
+def test_results_are_made_as_empty_like_makes_them(
+    inference: bool, order: tuple[int, ...], device: str, makers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_seam, "_makers", makers)
+    x = torch.nn.Parameter(torch.empty((2, 3, 4), dtype=torch.float16, device=device).permute(order))
+    make = _seam.maker(x.shape, x.stride(), x.dtype, x.device)
+    with torch.inference_mode(inference):
+        ours, theirs, other = make(), torch.empty_like(x), make()
+    for asked in (type, Tensor.size, Tensor.stride, Tensor.is_inference, Tensor.requires_grad.__get__):
+        assert asked(ours) == asked(theirs)
+    assert (ours.dtype, ours.device) == (theirs.dtype, theirs.device)
+    assert device == "meta" or ours.data_ptr() != other.data_ptr()
+
+
+def test_compiled_graphs_make_tensors_as_we_do() -> None:
+    make = _seam.maker((2, 3), (3, 1), torch.float32, torch.device("cpu"))
+    assert make.func is _seam._makers._empty_strided_cpu  # type: ignore[attr-defined]
+
+
 def test_a_compilation_is_no_export() -> None:
     function = torch.compile(lambda x: x * (2 if _seam.exporting() else 3), backend="eager", fullgraph=True)
     assert torch.equal(function(torch.ones(3)), torch.full((3,), 3.0))

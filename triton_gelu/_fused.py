@@ -110,7 +110,7 @@ class Forward:
 
     def _plan(self, x: Tensor, bias: Tensor | None) -> tuple[object, Maker, Launcher | None, bool]:
         """For which driver, what makes y, what to launch (None: it has no elements), and whether x must be copied."""
-        y = torch.empty_like(x, device="meta")
+        y = torch.empty_like(x)
         like_x = _seam.maker(y.shape, y.stride(), x.dtype, x.device)
         if not x.numel():
             return _seam.driver(), like_x, None, False
@@ -153,7 +153,7 @@ class Backward:
     ) -> tuple[object, Maker, Maker | None, Launcher | None, bool, Finish | None]:
         """Like that of `Forward`, what makes dbias if it is needed, and how partial sums of it are added up, if any."""
         needs_dy, needs_x, needs_bias = self.needs
-        dx = torch.empty_like(x, device="meta")
+        dx = torch.empty_like(x)
         like_x = _seam.maker(dx.shape, dx.stride(), x.dtype, x.device)
         like_bias = _seam.maker(bias.shape, (1,), bias.dtype, x.device) if bias is not None and needs_bias else None
         if not x.numel():
