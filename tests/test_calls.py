@@ -21,7 +21,7 @@ from triton_gelu import _operators
 short, long = (replace(calls.cases.mlp(calls.BERT), shape=(8, length, 3072)) for length in (128, 512))
 rows = [*calls.kernels({"short": [short], "both": [short, long]}), *calls.times(0.0)]
 (call,) = _operators._calls.values()
-launches = [launch.__name__ for launch in call.forward.__self__.planned[1].__self__.kept.values()]
+launches = [launch.__name__ for launch in call.forward.__self__.planned[2].__self__.kept.values()]
 print(json.dumps([list(map(asdict, rows)), launches]))
 """
 

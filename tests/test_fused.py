@@ -1,6 +1,8 @@
 """The kernel road."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,8 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import jit
 from truth import DTYPES, FORMULAS
 
-from triton_gelu import _fused, _operators, _seam, bias_gelu
+from triton_gelu import _fused, _operators, _seam, _transpose, bias_gelu, bias_gelu_transpose
+from triton_gelu._fused import Run
 
 
 @pytest.mark.parametrize("approximate", FORMULAS)
@@ -144,6 +147,69 @@ def test_what_is_watched_is_launched_by_triton_and_not_kept(
         bias_gelu(X, BIAS)
     assert len(compiler.compiled_for) == 3
     assert compiler.launched == [1]  # the second, which nobody watched
+
+
+class Devices:
+    """torch.cuda with `count` devices, of which the first is the current one."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.current, self.switches = count, 0, 0
+
+    def device_count(self) -> int:
+        return self.count
+
+    def current_device(self) -> int:
+        return self.current
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, device.index
+        self.switches += 1
+        yield
+        self.current = before
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "switches"), [(1, "cuda:0", 0), (2, "cuda:0", 0), (2, "cuda:1", 1), (2, "cpu", 0)]
+)
+def test_memory_is_taken_and_kernels_are_launched_on_the_device_of_the_tensors(
+    count: int, device: str, switches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = Devices(count)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: devices)
+    where = _fused.on(torch.device(device), lambda *args: (devices.current, args))
+    assert where("x", "y") == (torch.device(device).index or 0, ("x", "y"))
+    assert (devices.current, devices.switches) == (0, switches)
+
+
+def test_every_kernel_is_launched_on_the_device_of_its_tensors(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: list[torch.device] = []
+    launched: list[list[torch.device]] = []
+
+    def on(device: torch.device, function: Any) -> Any:
+        def guarded(*args: Any) -> Any:
+            there.append(device)
+            result = function(*args)
+            there.pop()
+            return result
+
+        return guarded
+
+    monkeypatch.setattr(_operators, "_calls", {})
+    monkeypatch.setattr(_fused, "on", on)
+    monkeypatch.setattr(_transpose, "on", on)
+    monkeypatch.setattr(Run, "__call__", lambda run, tensors: launched.append(there.copy()))
+    x, bias = (
+        torch.randn(2, 7, 19, device=device, requires_grad=True),
+        torch.randn(7, device=device, requires_grad=True),
+    )
+    bias_gelu(x, bias, dim=1).sum().backward()
+    bias_gelu_transpose(x, bias).sum().backward()
+    _fused._kept_backward.cache_clear()  # it kept plans that launch nothing
+    _transpose._plan_forward.cache_clear()
+    _transpose._plan_backward.cache_clear()
+    assert len(launched) >= 4
+    assert all(where == [x.device] for where in launched)
 
 
 @pytest.mark.skipif(not hasattr(jit, "native_specialize_impl"), reason="this Triton tells in another way what it asks")

@@ -234,7 +234,7 @@ def test_a_kernel_that_launches_as_we_know_it_is_launched_without_its_hooks(devi
     kernel = Kernel()
     launch = _seam.launcher(kernel, GRID, device, (8, "constant"))
     assert not kernel.launches  # a rehearsal is no launch
-    launch("x", "y")
+    launch(("x", "y"))
     assert kernel.launches == [
         (*GRID, "stream of 3", "function", "metadata", None, None, None, "x", "y", 8, "constant")
     ]
@@ -244,7 +244,7 @@ def test_a_kernel_that_launches_as_we_know_it_is_launched_without_its_hooks(devi
 @pytest.mark.parametrize("kind", [ArgumentsFirst, WithoutFunction, Twice])
 def test_a_kernel_that_launches_in_another_way_is_launched_in_its_own(kind: type[Kernel]) -> None:
     kernel, same = kind(), kind()
-    _seam.launcher(kernel, GRID, 3, (8, "constant"))("x", "y")
+    _seam.launcher(kernel, GRID, 3, (8, "constant"))(("x", "y"))
     same[GRID]("x", "y", 8, "constant")
     assert kernel.launches == same.launches
     assert kernel.launches
@@ -257,7 +257,7 @@ def test_the_kernels_of_this_triton_launch_as_we_know_it(monkeypatch: pytest.Mon
     vars(kernel).update(
         module="loaded", function="function", packed_metadata="metadata", _run=launches.run, name="", src=None
     )
-    _seam.launcher(kernel, GRID, 3, (8, "constant"))("x", "y")
+    _seam.launcher(kernel, GRID, 3, (8, "constant"))(("x", "y"))
     kernel.module = None  # nothing to unload
     assert launches.launches == [
         (*GRID, "stream of 3", "function", "metadata", None, None, None, "x", "y", 8, "constant")
@@ -279,6 +279,29 @@ def test_hooks_and_the_debug_mode_watch(hook: str, monkeypatch: pytest.MonkeyPat
         knobs.debug = True
         assert _seam.watched()
     assert not _seam.watched()
+
+
+@pytest.mark.parametrize("makers", [_seam._makers, None], ids=["as compiled graphs do", "without the private name"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)], ids=str)
+@pytest.mark.parametrize("inference", [False, True], ids=["", "inference"])
+def test_results_are_made_as_empty_like_makes_them(
+    inference: bool, order: tuple[int, ...], device: str, makers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_seam, "_makers", makers)
+    x = torch.nn.Parameter(torch.empty((2, 3, 4), dtype=torch.float16, device=device).permute(order))
+    make = _seam.maker(x.shape, x.stride(), x.dtype, x.device)
+    with torch.inference_mode(inference):
+        ours, theirs, other = make(), torch.empty_like(x), make()
+    for asked in (type, Tensor.size, Tensor.stride, Tensor.is_inference, Tensor.requires_grad.__get__):
+        assert asked(ours) == asked(theirs)
+    assert (ours.dtype, ours.device) == (theirs.dtype, theirs.device)
+    assert device == "meta" or ours.data_ptr() != other.data_ptr()
+
+
+def test_compiled_graphs_make_tensors_as_we_do() -> None:
+    make = _seam.maker((2, 3), (3, 1), torch.float32, torch.device("cpu"))
+    assert make.func is _seam._makers._empty_strided_cpu  # type: ignore[attr-defined]
 
 
 def test_a_compilation_is_no_export() -> None:

@@ -6,9 +6,9 @@ shape, strides, types and device of the tensors, and Triton's driver. Alignment 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,13 +18,21 @@ from triton_gelu._launch import Launch, Target
 from triton_gelu._layout import beside
 
 POINTER_ALIGNMENT = 16  # bytes; the only one that Triton asks for
-Launcher = Callable[..., None]
+Maker = Callable[[], Tensor]
+Launcher = Callable[[Sequence[Tensor | None]], None]
+Finish = tuple[Maker, Launcher]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+Result = TypeVar("Result")
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in one launch, in x's dtype and memory format."""
-    return Forward(dim, approximate)(x, bias)
+    return forward_on(x.device, dim, approximate)(x, bias)
+
+
+def forward_on(device: torch.device, dim: int, approximate: str) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """`forward` for tensors of one kind, on this device."""
+    return on(device, Forward(dim, approximate).__call__)  # a method is called faster than its object
 
 
 def backward(
@@ -57,13 +65,30 @@ def _backward(
 ) -> Gradients:
     types = tuple([None if t is None else t.dtype for t in (x, bias, dy, v, vbias)])
     strides = dy.stride(), None if v is None else v.stride(), x.stride()
-    return _kept_backward((x.shape, strides, types, x.device), *how)(v, vbias, dy, x, bias)
+    return _kept_backward(x.device, (x.shape, strides, types), *how)(v, vbias, dy, x, bias)
 
 
 @lru_cache(maxsize=1024)
-def _kept_backward(kind: object, dim: int, approximate: str, needs: tuple[bool, bool, bool]) -> Backward:
+def _kept_backward(
+    device: torch.device, kind: object, dim: int, approximate: str, needs: tuple[bool, bool, bool]
+) -> Callable[..., Gradients]:
     """One for all tensors of a kind."""
-    return Backward(dim, approximate, needs)
+    return on(device, Backward(dim, approximate, needs).__call__)
+
+
+def on(device: torch.device, function: Callable[..., Result]) -> Callable[..., Result]:
+    """The function, called while the device is the current one: there it takes memory and launches."""
+    module: Any = None if device.index is None else torch.get_device_module(device)
+    if module is None or module.device_count() == 1:
+        return function
+
+    def guarded(*args: Any) -> Result:
+        if module.current_device() == device.index:
+            return function(*args)
+        with module.device(device):
+            return function(*args)
+
+    return guarded
 
 
 class Forward:
@@ -71,24 +96,27 @@ class Forward:
 
     def __init__(self, dim: int, approximate: str) -> None:
         self.dim, self.approximate = dim, approximate
-        self.planned: tuple[object, Launcher | None, bool] = self, None, False
+        self.planned: tuple[object, Maker, Launcher | None, bool] | None = None
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        y = torch.empty_like(x)
-        driver, run, copies = self.planned
-        if driver is not _seam.driver():
-            driver, run, copies = self.planned = self._plan(x, bias, y)
+        planned = self.planned
+        if planned is None or planned[0] is not _seam.driver():
+            planned = self.planned = self._plan(x, bias)
+        _, like_x, run, copies = planned
+        y = like_x()
         if run is not None:
-            run(dense(x, y) if copies else x, bias if bias is None else bias.contiguous(), y)
+            run((dense(x, y) if copies else x, bias if bias is None else bias.contiguous(), y))
         return y
 
-    def _plan(self, x: Tensor, bias: Tensor | None, y: Tensor) -> tuple[object, Launcher | None, bool]:
-        """For which driver, what to launch (None: there are no elements), and whether x can't be walked as it is."""
+    def _plan(self, x: Tensor, bias: Tensor | None) -> tuple[object, Maker, Launcher | None, bool]:
+        """For which driver, what makes y, what to launch (None: it has no elements), and whether x must be copied."""
+        y = torch.empty_like(x)
+        like_x = _seam.maker(y.shape, y.stride(), x.dtype, x.device)
         if not x.numel():
-            return _seam.driver(), None, False
+            return _seam.driver(), like_x, None, False
         walk, copies = beside(y.stride(), x.shape, None if bias is None else self.dim, x.stride())
         launch = _launch.forward(walk, x.itemsize, self.approximate, target(x.device))
-        return _seam.driver(), Run(launch, x.device).__call__, copies  # a method is called faster than its object
+        return _seam.driver(), like_x, Run(launch, x.device).__call__, copies
 
 
 class Backward:
@@ -96,43 +124,52 @@ class Backward:
 
     def __init__(self, dim: int, approximate: str, needs: tuple[bool, bool, bool]) -> None:
         self.dim, self.approximate, self.needs = dim, approximate, needs
-        self.planned: tuple[object, Launcher | None, bool, tuple[int, int], Launcher | None]
-        self.planned = self, None, False, (0, 0), None
+        self.planned: tuple[object, Maker, Maker | None, Launcher | None, bool, Finish | None] | None = None
 
     def __call__(self, v: Tensor | None, vbias: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None) -> Gradients:
-        needs_dy, needs_x, needs_bias = self.needs
-        dx, ddy = torch.empty_like(x), torch.empty_like(x) if needs_dy else None
-        dbias = torch.empty_like(bias) if bias is not None and needs_bias else None
-        driver, run, copies, sums, finish = self.planned
-        if driver is not _seam.driver():
-            driver, run, copies, sums, finish = self.planned = self._plan(v, dy, x, bias, dx)
+        planned = self.planned
+        if planned is None or planned[0] is not _seam.driver():
+            planned = self.planned = self._plan(v, dy, x, bias)
+        _, like_x, like_bias, run, copies, finish = planned
+        needs_dy, needs_x, _ = self.needs
+        dx, ddy = like_x(), like_x() if needs_dy else None
+        dbias = None if like_bias is None else like_bias()
         if run is None:
             return ddy, dx if needs_x else None, None if dbias is None else dbias.zero_()
         if copies:
             v, dy, x = None if v is None else dense(v, dx), dense(dy, dx), dense(x, dx)
-        partial = dbias if finish is None else torch.empty(sums, dtype=torch.float32, device=x.device)
-        bias, vbias = (t if t is None else t.contiguous() for t in (bias, vbias))
-        run(dy, v, vbias, x, bias, ddy, dx, partial)
-        if finish is not None:
-            finish(partial, dbias)
+        vbias = None if vbias is None else vbias.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        if finish is None:
+            run((dy, v, vbias, x, bias, ddy, dx, dbias))
+        else:
+            sums, add_up = finish[0](), finish[1]
+            run((dy, v, vbias, x, bias, ddy, dx, sums))
+            add_up((sums, dbias))
         return ddy, dx if needs_x else None, dbias
 
     def _plan(
-        self, v: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None, dx: Tensor
-    ) -> tuple[object, Launcher | None, bool, tuple[int, int], Launcher | None]:
-        """Like that of `Forward`; then the shape of the partial sums and what adds them up (None: nothing to add)."""
+        self, v: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None
+    ) -> tuple[object, Maker, Maker | None, Launcher | None, bool, Finish | None]:
+        """Like that of `Forward`, what makes dbias if it is needed, and how partial sums of it are added up, if any."""
+        needs_dy, needs_x, needs_bias = self.needs
+        dx = torch.empty_like(x)
+        like_x = _seam.maker(dx.shape, dx.stride(), x.dtype, x.device)
+        like_bias = _seam.maker(bias.shape, (1,), bias.dtype, x.device) if bias is not None and needs_bias else None
         if not x.numel():
-            return _seam.driver(), None, False, (0, 0), None
+            return _seam.driver(), like_x, like_bias, None, False, None
         along = None if bias is None else self.dim
         strides = dy.stride(), (dy if v is None else v).stride(), x.stride()
         walk, copies = beside(dx.stride(), x.shape, along, *strides)
-        needs_dy, needs_x, needs_bias = self.needs
         plan = _launch.backward(
             walk, x.itemsize, self.approximate, target(x.device),
             needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias,
         )  # fmt: skip
-        finish = None if plan.finish is None else Run(plan.finish, x.device)
-        return _seam.driver(), Run(plan.walk, x.device), copies, (plan.slabs, walk.bias_size), finish
+        finish = None
+        if plan.finish is not None:
+            sums = _seam.maker((plan.slabs, walk.bias_size), (walk.bias_size, 1), torch.float32, x.device)
+            finish = sums, Run(plan.finish, x.device).__call__
+        return _seam.driver(), like_x, like_bias, Run(plan.walk, x.device).__call__, copies, finish
 
 
 def dense(tensor: Tensor, like: Tensor) -> Tensor:
@@ -163,34 +200,26 @@ class Run:
         self.integers = launch.integers
         self.constants = tuple([value for _, value in launch.constants])
         self.index = device.index
-        module: Any = None if device.index is None else torch.get_device_module(device)
-        self.one_of_several = module is not None and module.device_count() > 1
-        if self.one_of_several:
-            self.current_device, self.on_device = module.current_device, partial(module.device, device)
-        self.kept: dict[object, Callable[..., Any]] = {}
+        self.kept: dict[object, Launcher] = {}
 
-    def __call__(self, *tensors: Tensor | None) -> None:
-        if self.one_of_several and self.index != self.current_device():
-            with self.on_device():
-                return self(*tensors)
+    def __call__(self, tensors: Sequence[Tensor | None]) -> None:
         addresses = 0
         for tensor in tensors:
             if tensor is not None:
                 addresses |= tensor.data_ptr()
-        aligned: object = not addresses % POINTER_ALIGNMENT
-        if not aligned:
-            aligned = tuple([t is None or not t.data_ptr() % POINTER_ALIGNMENT for t in tensors])
+        aligned = not addresses % POINTER_ALIGNMENT or tuple(
+            [t is None or not t.data_ptr() % POINTER_ALIGNMENT for t in tensors]
+        )
         launch = self.kept.get(aligned)
         if launch is None or _seam.watched():
             compiled = self.by_triton(*tensors, *self.integers)
             if compiled is not None and not _seam.watched():  # the interpreter compiles nothing
                 self.kept[aligned] = partial(self._load, aligned, compiled)
         else:
-            launch(*tensors)
-        return None
+            launch(tensors)
 
-    def _load(self, aligned: object, compiled: Any, *tensors: Tensor | None) -> None:
+    def _load(self, aligned: object, compiled: Any, tensors: Sequence[Tensor | None]) -> None:
         """Launch a kept kernel for the first time."""
         rest = (*self.integers, *self.constants)
         launch = self.kept[aligned] = _seam.launcher(compiled, self.grid, self.index, rest)
-        launch(*tensors)
+        launch(tensors)

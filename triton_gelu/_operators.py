@@ -57,7 +57,7 @@ def found(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Call:
     module = road(x)
     forward: Callable[..., Tensor] = partial(module.forward, dim=dim, approximate=approximate)
     if module is _fused:
-        forward = _fused.Forward(dim, approximate).__call__
+        forward = _fused.forward_on(x.device, dim, approximate)
     call = _calls[kind] = Call(dim, approximate, module, forward)
     return call
 

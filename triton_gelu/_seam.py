@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -38,6 +38,10 @@ try:
     _known = True
 except (ImportError, AttributeError):
     _known = False
+
+_makers: Any = None
+with contextlib.suppress(ImportError):
+    from torch._C._dynamo import guards as _makers
 
 EXACT = (Tensor, torch.nn.Parameter)
 OPEN_TYPES = {  # by name: to import them takes a second
@@ -157,8 +161,8 @@ def watched() -> bool:
 
 def launcher(
     compiled: Any, grid: tuple[int, int, int], device: int | None, rest: tuple[object, ...]
-) -> Callable[..., None]:
-    """`compiled[grid]` for tensors and then the `rest`, which nobody watches: half of its time is for those who do.
+) -> Callable[[Sequence[Tensor | None]], None]:
+    """`compiled[grid]` on tensors and then the `rest`, which nobody watches: half of its time is for those who do.
 
     The shorter way is taken where this Triton launches as we know it: where `compiled[grid]`, tried on a kernel that
     only remembers, does nothing but hand `run` what we would.
@@ -175,11 +179,11 @@ def launcher(
     except (AttributeError, TypeError):
         known = False
     if not known:
-        return lambda *tensors: launch(*tensors, *rest)
+        return lambda tensors: launch(*tensors, *rest)
     x, y, z = grid
     function, metadata = compiled.function, compiled.packed_metadata
 
-    def shorter(*tensors: Any) -> None:
+    def shorter(tensors: Sequence[Tensor | None]) -> None:
         run(x, y, z, stream(index), function, metadata, None, None, None, *tensors, *rest)
 
     return shorter
@@ -197,6 +201,14 @@ class _Rehearsal:
 
     def run(self, *args: Any) -> None:
         self.launches.append(args)
+
+
+def maker(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
+    """What makes `torch.empty_strided` of these while the device is the current one, as compiled graphs do, sooner."""
+    quick = getattr(_makers, f"_empty_strided_{device.type}", None)
+    if quick is None:
+        return functools.partial(torch.empty_strided, size, stride, dtype=dtype, device=device)
+    return functools.partial(quick, tuple(size), tuple(stride), dtype)
 
 
 def driver() -> object:

@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 from triton_gelu import _fused, _launch, _operators, _ops, _seam
 from triton_gelu._checks import check_transposed
-from triton_gelu._fused import Run
+from triton_gelu._fused import Launcher, Run, on
 from triton_gelu._layout import Ints
 
 Types = tuple[Any, ...]  # of x, bias, ...; None where there is no such tensor
@@ -47,7 +47,7 @@ def forward(x: Tensor, bias: Tensor | None, position: Tensor | None, approximate
     """The same in one launch."""
     y = x.new_empty((x.shape[0], x.shape[2], x.shape[1]))
     run = _plan_forward(x.shape, x.stride(), _types(x, bias, position), x.device, _seam.driver(), approximate)
-    run(x, _contiguous(bias), _contiguous(position), y)
+    run((x, _contiguous(bias), _contiguous(position), y))
     return y
 
 
@@ -63,9 +63,9 @@ def backward(
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
     dbias = torch.empty_like(bias, memory_format=torch.contiguous_format) if bias is not None and needs_bias else None
     partial = x.new_empty((slabs, x.shape[1]), dtype=torch.float32) if finish else dbias
-    run(dy, x, _contiguous(bias), dx, partial)
+    run((dy, x, _contiguous(bias), dx, partial))
     if finish:
-        finish(partial, dbias)
+        finish((partial, dbias))
     return dx, dbias
 
 
@@ -121,9 +121,9 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 @functools.lru_cache(maxsize=1024)
 def _plan_forward(
     shape: torch.Size, x: Ints, types: Types, device: torch.device, driver: object, approximate: str
-) -> Run:
+) -> Launcher:
     """What to launch for tensors like these; the kernels compiled for them are kept with it."""
-    return Run(_launch.forward_transpose(shape, x, approximate, _fused.target(device)), device)
+    return on(device, Run(_launch.forward_transpose(shape, x, approximate, _fused.target(device)), device))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -137,9 +137,10 @@ def _plan_backward(
     approximate: str,
     needs_x: bool,
     needs_bias: bool,
-) -> tuple[Run, int, Run | None]:
+) -> tuple[Launcher, int, Launcher | None]:
     """The same; the number of slabs of partial sums, and what adds them up, if there is something to add."""
     plan = _launch.backward_transpose(
         shape, x, dy, approximate, _fused.target(device), needs_bias=needs_bias and types[1] is not None
     )
-    return Run(plan.walk, device), plan.slabs, None if plan.finish is None else Run(plan.finish, device)
+    finish = None if plan.finish is None else on(device, Run(plan.finish, device))
+    return on(device, Run(plan.walk, device)), plan.slabs, finish
