@@ -81,7 +81,7 @@ def test_calls_of_16_megabytes_fill_an_h100(shape: tuple[int, ...], dim: int) ->
 
 
 @pytest.mark.parametrize(("ptx", "cols", "needs_dy", "limited"), [
-    (1, 768, False, True), (0, 768, False, False), (1, 1501, False, False), (1, 768, True, False),
+    (1, 768, False, True), (-1, 768, False, False), (1, 1501, False, False), (1, 768, True, False),
 ])  # fmt: skip
 def test_nvidia_s_compiler_is_told_how_many_programs_share_a_processor_where_accesses_are_wide(
     ptx: int, cols: int, needs_dy: bool, limited: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -284,3 +285,23 @@ def test_hooks_and_the_debug_mode_watch(hook: str, monkeypatch: pytest.MonkeyPat
 def test_a_compilation_is_no_export() -> None:
     function = torch.compile(lambda x: x * (2 if _seam.exporting() else 3), backend="eager", fullgraph=True)
     assert torch.equal(function(torch.ones(3)), torch.full((3,), 3.0))
+
+
+@pytest.mark.parametrize(
+    ("backend", "arch", "ptx"),
+    [
+        ("cuda", 90, 1),
+        ("cuda", 100, 2),
+        ("hip", "gfx942", -1),
+        ("hip", "gfx1201", -1),
+        ("hip", "gfx950", 0),
+        ("hip", "gfx1250", 0),
+        ("xpu", {}, 0),
+    ],
+)
+def test_a_target_is_known_by_what_it_has_instructions_for(
+    backend: str, arch: object, ptx: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = SimpleNamespace(backend=backend, arch=arch)
+    monkeypatch.setattr(_seam, "driver", lambda: SimpleNamespace(get_current_target=lambda: target))
+    assert _seam.ptx() == ptx

@@ -14,7 +14,8 @@ cost an instruction.
 "sigmoid". DTYPE, the type a result is stored in, chooses the tier: in float32 an exponential reduces its range in exact
 steps and a reciprocal takes a Newton step; in 16 bits the hardware's are good enough. PTX says which instructions of
 NVIDIA's may be written out: 0, none; 1, the reciprocal; 2 (sm_100), those that two elements share, where instructions
-are issued too slowly for the memory. The polynomials are minimax fits, made and measured by perf/fit.py.
+are issued too slowly for the memory. It is -1 where not even rounding to bfloat16 is an instruction. The polynomials
+are minimax fits, made and measured by perf/fit.py.
 """
 
 import math

@@ -40,11 +40,19 @@ def pointers(tile, row, col, row_stride, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def widen(x, PTX: tl.constexpr, ALIGN: tl.constexpr):
-    """Exactly the same in fp32."""
-    if INTERPRETED and x.dtype == tl.bfloat16:  # the interpreter's own conversion loses subnormals
+def plain_nan(x, DTYPE: tl.constexpr, PTX: tl.constexpr):
+    """One NaN for all where DTYPE is rounded to by hand, which would make numbers of those with the most bits."""
+    return tl.where(x == x, x, float("nan")) if PTX < 0 and DTYPE == tl.bfloat16 else x
+
+
+@triton.jit
+def widen(x, DTYPE: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr):
+    """Exactly the same in fp32, for a result of DTYPE."""
+    if x.dtype != tl.bfloat16:
+        return plain_nan(x.to(tl.float32), DTYPE, PTX)
+    elif INTERPRETED:  # the interpreter's own conversion loses subnormals
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    elif PTX > 0 and ALIGN > 1 and x.dtype == tl.bfloat16:  # compilers take three instructions for a pair
+    elif PTX > 0 and ALIGN > 1:  # compilers take three instructions for a pair
         return tl.inline_asm_elementwise(
             "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=&r,=r,r", [x], dtype=tl.float32, is_pure=True, pack=2
         )
@@ -68,7 +76,7 @@ def shift(x, bias, PTX: tl.constexpr, ALIGN: tl.constexpr):
                 "=&f,=f,r,f,f", [x, bias], dtype=tl.float32, is_pure=True, pack=2,
             )  # fmt: skip
     else:
-        return widen(x, PTX, ALIGN) + bias
+        return widen(x, x.dtype, PTX, ALIGN) + bias
 
 
 @triton.jit
@@ -81,15 +89,15 @@ def load_raw(ptr, inside):
 
 
 @triton.jit
-def load(ptr, inside, PTX: tl.constexpr = 0, ALIGN: tl.constexpr = 1):
-    """A tile as fp32."""
-    return widen(load_raw(ptr, inside), PTX, ALIGN)
+def load(ptr, inside, DTYPE: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr = 1):
+    """A tile as fp32, for a result of DTYPE."""
+    return widen(load_raw(ptr, inside), DTYPE, PTX, ALIGN)
 
 
 @triton.jit
-def store(ptr, y, inside):
+def store(ptr, y, inside, PTX: tl.constexpr):
     """Round fp32 to the nearest number of the tensor's type, ties to even."""
-    if INTERPRETED and ptr.dtype.scalar.element_ty == tl.bfloat16:  # the interpreter's own conversion truncates
+    if PTX < 0 and ptr.dtype.scalar.element_ty == tl.bfloat16:  # by hand, in half of what a compiler takes
         bits = y.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         tl.store(ptr, bits.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
@@ -98,20 +106,28 @@ def store(ptr, y, inside):
 
 
 @triton.jit
-def load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr):
+def store_sum(ptr, y, inside, PTX: tl.constexpr):
+    """The same, of a sum over tensors of any type."""
+    store(ptr, plain_nan(y, ptr.dtype.scalar.element_ty, PTX), inside, PTX)
+
+
+@triton.jit
+def load_bias(
+    bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
+):  # fmt: skip
     """The bias of a tile as fp32, ready to be broadcast."""
     if bias_ptr is None:
         return 0.0
     elif BIAS == "rows":
-        return load(bias_ptr + top + row, row < rows - top)[:, None]
+        return load(bias_ptr + top + row, row < rows - top, DTYPE, PTX)[:, None]
     else:
-        return load(bias_ptr + left + col, col < cols - left)[None, :]
+        return load(bias_ptr + left + col, col < cols - left, DTYPE, PTX)[None, :]
 
 
 @triton.jit
 def gelu_tile(x, bias, y, inside, FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr):
     u = shift(load_raw(x, inside), bias, PTX, ALIGN)
-    store(y, gelu(u, FORMULA, y.dtype.scalar.element_ty, PTX), inside)
+    store(y, gelu(u, FORMULA, y.dtype.scalar.element_ty, PTX), inside, PTX)
 
 
 @triton.jit(do_not_specialize=FORWARD_INTEGERS)
@@ -141,7 +157,7 @@ def forward(
         y_batch, y_row = x_batch, x_row
     x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
     y = pointers(corner(y_ptr, b, top, left, y_batch, y_row, ALIGN), row, col, y_row, ALIGN)
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS)
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS, y_ptr.dtype.element_ty, PTX)
     if (top + BLOCK_ROWS <= rows) & (left + BLOCK_COLS <= cols):
         gelu_tile(x, bias, y, None, FORMULA, PTX, ALIGN)
     else:
@@ -159,16 +175,16 @@ def dgelu_tile(
     x = load_raw(x, inside)
     dy = load_raw(dy, inside)  # both are on their way before either is waited for
     u = shift(x, bias, PTX, ALIGN)
-    slope = widen(dy, PTX, ALIGN)
+    slope = widen(dy, DTYPE, PTX, ALIGN)
     if v is None:
         slope *= dgelu(u, FORMULA, DTYPE, PTX)
     else:
-        v = load(v, inside, PTX, ALIGN) + vbias
+        v = load(v, inside, DTYPE, PTX, ALIGN) + vbias
         if NEEDS_DY:
-            store(ddy, v * dgelu(u, FORMULA, DTYPE, PTX), inside)
+            store(ddy, v * dgelu(u, FORMULA, DTYPE, PTX), inside, PTX)
         slope *= v * d2gelu(u, FORMULA, DTYPE, PTX)
     if NEEDS_X:
-        store(dx, slope, inside)
+        store(dx, slope, inside, PTX)
     return slope
 
 
@@ -217,8 +233,9 @@ def backward(
         whole = tl.where(top + BLOCK_ROWS <= rows, tl.minimum(slab_steps, (cols - left) // BLOCK_COLS), 0)
     else:
         whole = tl.where(left + BLOCK_COLS <= cols, tl.minimum(slab_steps, (rows - top) // BLOCK_ROWS), 0)
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS) + 0.0  # never -0: then nor is a sum with it
-    vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, BIAS)
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, PTX) + 0.0  # never -0: nor is a sum then
+    vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, PTX)
 
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for b in range(first_batch, tl.minimum(first_batch + slab_batches, batch)):
@@ -241,10 +258,10 @@ def backward(
     if NEEDS_BIAS:
         if BIAS == "rows":
             row += top
-            store(partial_ptr + tl.cast(slab, tl.int64) * rows + row, tl.sum(total, 1), row < rows)
+            store_sum(partial_ptr + tl.cast(slab, tl.int64) * rows + row, tl.sum(total, 1), row < rows, PTX)
         else:
             col += left
-            store(partial_ptr + tl.cast(slab, tl.int64) * cols + col, tl.sum(total, 0), col < cols)
+            store_sum(partial_ptr + tl.cast(slab, tl.int64) * cols + col, tl.sum(total, 0), col < cols, PTX)
 
 
 @triton.jit
@@ -281,19 +298,20 @@ def forward_transpose(
     rows, cols, top, left, row, col, first, last, inside, inside_y = place_transpose(
         batch, rows, cols, col_tiles, slab_batches, ALIGN, ACROSS, WIDE, BLOCK_ROWS, BLOCK_COLS
     )
-    bias = load_bias(bias_ptr, left, top, col, row, cols, rows, "cols")
+    DTYPE: tl.constexpr = y_ptr.dtype.element_ty
+    bias = load_bias(bias_ptr, left, top, col, row, cols, rows, "cols", DTYPE, PTX)
     if position_ptr is not None:
         position = corner(position_ptr, 0, left, top, 0, y_row, ACROSS)
-        position = load(pointers(position, col, row, y_row, ACROSS), inside_y, PTX, ACROSS)
+        position = load(pointers(position, col, row, y_row, ACROSS), inside_y, DTYPE, PTX, ACROSS)
     for b in range(first, last):
         x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
         # Widened by the compiler, x is turned before that: in half the memory, and after all loads are on their way.
         u = shift(tl.trans(load_raw(x, inside)), bias, 0, ACROSS)
-        y = gelu(u, FORMULA, y_ptr.dtype.element_ty, PTX)
+        y = gelu(u, FORMULA, DTYPE, PTX)
         if position_ptr is not None:
             y += position
         y_tile = corner(y_ptr, b, left, top, cols.to(tl.int64) * y_row, y_row, ACROSS)
-        store(pointers(y_tile, col, row, y_row, ACROSS), y, inside_y)
+        store(pointers(y_tile, col, row, y_row, ACROSS), y, inside_y, PTX)
 
 
 @triton.jit(do_not_specialize=TRANSPOSE_INTEGERS)
@@ -312,7 +330,8 @@ def backward_transpose(
     rows, cols, top, left, row, col, first, last, inside, inside_dy = place_transpose(
         batch, rows, cols, col_tiles, slab_batches, ALIGN, ACROSS, WIDE, BLOCK_ROWS, BLOCK_COLS
     )
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, "rows") + 0.0  # never -0
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, "rows", DTYPE, PTX) + 0.0  # never -0
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for b in range(first, last):
         # dy comes first: of two layouts the compiler keeps that of the later load, so that dy alone is moved.
@@ -320,14 +339,14 @@ def backward_transpose(
         dy = tl.trans(load_raw(dy, inside_dy))
         x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
         u = shift(load_raw(x, inside), bias, PTX, ALIGN)
-        slope = widen(dy, PTX, ALIGN) * dgelu(u, FORMULA, x_ptr.dtype.element_ty, PTX)
+        slope = widen(dy, DTYPE, PTX, ALIGN) * dgelu(u, FORMULA, DTYPE, PTX)
         if dx_ptr is not None:
             dx = corner(dx_ptr, b, top, left, rows.to(tl.int64) * dx_row, dx_row, ALIGN)
-            store(pointers(dx, row, col, dx_row, ALIGN), slope, inside)
+            store(pointers(dx, row, col, dx_row, ALIGN), slope, inside, PTX)
         total += slope
     if partial_ptr is not None:
         slab = tl.program_id(1).to(tl.int64) * col_tiles + tl.program_id(0) % col_tiles
-        store(partial_ptr + slab * rows + top + row, tl.sum(total, 1), row < rows - top)
+        store_sum(partial_ptr + slab * rows + top + row, tl.sum(total, 1), row < rows - top, PTX)
 
 
 @triton.jit(do_not_specialize=["slabs", "size"])
@@ -335,7 +354,7 @@ def finish(
     partial_ptr,  # [slabs, size]
     dbias_ptr,  # [size]
     slabs, size,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    PTX: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """dbias = the sum of all slabs, always in the same order."""
     col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
@@ -343,5 +362,5 @@ def finish(
     for first in range(0, slabs, BLOCK_ROWS):
         slab = first + tl.arange(0, BLOCK_ROWS)
         inside = (slab < slabs)[:, None] & (col < size)[None, :]
-        total += load(partial_ptr + slab.to(tl.int64)[:, None] * size + col[None, :], inside)
-    store(dbias_ptr + col, tl.sum(total, 0), col < size)
+        total += load_raw(partial_ptr + slab.to(tl.int64)[:, None] * size + col[None, :], inside)
+    store_sum(dbias_ptr + col, tl.sum(total, 0), col < size, PTX)

@@ -39,7 +39,7 @@ class Target:
     tile_scale: int = 1
 
 
-INTERPRETER = Target(processors=2, tile_scale=32)
+INTERPRETER = Target(processors=2, ptx=-1, tile_scale=32)
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,15 @@ def backward(
             ("ALIKE", _alike(matrices)),
             ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias),
         ),
-        registers=REGISTERS if target.ptx and align == ALIGN and not needs_dy else None,
+        registers=REGISTERS if target.ptx > 0 and align == ALIGN and not needs_dy else None,
     )  # fmt: skip
-    return Backward(walk, slabs, finish(slabs, matrices.bias_size) if needs_bias and slabs > 1 else None)
+    return Backward(walk, slabs, finish(slabs, matrices.bias_size, target) if needs_bias and slabs > 1 else None)
 
 
-def finish(slabs: int, size: int) -> Launch:
+def finish(slabs: int, size: int, target: Target) -> Launch:
     """Plan the sum of `slabs` rows of partial sums, `size` columns each."""
     block_rows = block_cols = 32
-    constants = (("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols))
+    constants = (("PTX", target.ptx), ("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols))
     return Launch("finish", (_cdiv(size, block_cols), 1, 1), (slabs, size), constants)
 
 
@@ -157,7 +157,7 @@ def backward_transpose(shape: Ints, x: Ints, dy: Ints, formula: str, target: Tar
     """Plan the backward pass of that, dy [batch, cols, rows] with strides `dy`."""
     walk = _transpose("backward_transpose", shape, x, dy, formula, target)
     slabs = walk.integers[3] * walk.grid[1]  # one for each tile of columns
-    return Backward(walk, slabs, finish(slabs, shape[1]) if needs_bias and slabs > 1 else None)
+    return Backward(walk, slabs, finish(slabs, shape[1], target) if needs_bias and slabs > 1 else None)
 
 
 def _transpose(kernel: str, shape: Ints, x: Ints, dy: Ints | None, formula: str, target: Target) -> Launch:

@@ -48,6 +48,8 @@ OPEN_TYPES = {  # by name: to import them takes a second
     "torch.distributed.tensor.DTensor",
 }
 """The types of tensors that take any operator."""
+ROUNDING = "gfx950", "gfx1250"
+"""The targets of AMD's that round to bfloat16 in an instruction."""
 
 
 def constant(function: F) -> F:
@@ -227,5 +229,8 @@ def triton_drives(device_type: str) -> bool:
 
 def ptx() -> int:
     """How much of NVIDIA's own instructions pays on the active driver's device (see `_formulas`)."""
-    target = kernels.triton.runtime.driver.active.get_current_target()
-    return 0 if target.backend != "cuda" else 2 if target.arch >= 100 else 1
+    active: Any = driver()
+    target = active.get_current_target()
+    if target.backend == "cuda":
+        return 2 if target.arch >= 100 else 1
+    return -1 if target.backend == "hip" and not target.arch.startswith(ROUNDING) else 0
