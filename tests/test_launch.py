@@ -91,6 +91,14 @@ def test_nvidia_s_compiler_is_told_how_many_programs_share_a_processor_where_acc
     assert plan.walk.options == {"num_warps": 4} | ({"maxnreg": 64} if limited else {})
 
 
+def test_a_program_has_as_many_threads_where_warps_are_twice_as_large() -> None:
+    target = Target(processors=304, warp=64)
+    needs = {"needs_dy": False, "needs_x": True, "needs_bias": True}
+    for m in (dense(4096, 768, dim=1), dense(4096, 96, dim=1), dense(8, 1280, 1500, dim=1)):
+        assert 2 * _launch.forward(m, 2, "tanh", target).num_warps == plan(m)[0].num_warps
+        assert 2 * _launch.backward(m, 2, "tanh", target, **needs).walk.num_warps == plan(m)[1].walk.num_warps
+
+
 def test_few_rows_need_no_second_launch() -> None:
     _, backward = plan(dense(64, 16384, dim=1))
     assert backward.slabs == 1

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._vmap_internals import _vmap as old_vmap
 from torch.autograd import forward_ad
 from torch.func import jvp, vmap
+from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import CompiledKernel
 
 from triton_gelu import _operators, _seam, bias_gelu
@@ -288,20 +289,21 @@ def test_a_compilation_is_no_export() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "arch", "ptx"),
+    ("target", "ptx"),
     [
-        ("cuda", 90, 1),
-        ("cuda", 100, 2),
-        ("hip", "gfx942", -1),
-        ("hip", "gfx1201", -1),
-        ("hip", "gfx950", 0),
-        ("hip", "gfx1250", 0),
-        ("xpu", {}, 0),
+        (GPUTarget("cuda", 90, 32), 1),
+        (GPUTarget("cuda", 100, 32), 2),
+        (GPUTarget("hip", "gfx942", 64), -1),
+        (GPUTarget("hip", "gfx1201", 32), -1),
+        (GPUTarget("hip", "gfx950", 64), 0),
+        (GPUTarget("hip", "gfx1250", 32), 0),
+        (GPUTarget("xpu", {}, 16), 0),
     ],
+    ids=str,
 )
-def test_a_target_is_known_by_what_it_has_instructions_for(
-    backend: str, arch: object, ptx: int, monkeypatch: pytest.MonkeyPatch
+def test_plans_know_a_target_s_instructions_and_warps(
+    target: GPUTarget, ptx: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = SimpleNamespace(backend=backend, arch=arch)
     monkeypatch.setattr(_seam, "driver", lambda: SimpleNamespace(get_current_target=lambda: target))
     assert _seam.ptx() == ptx
+    assert _seam.warp() == target.warp_size

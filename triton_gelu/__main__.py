@@ -35,7 +35,7 @@ TARGETS = {  # GPUs to plan for that are not here
     "sm_80": ("A100", Target(108, ptx=1)),
     "sm_90": ("H100", Target(132, ptx=1)),
     "sm_100": ("B200", Target(148, ptx=2)),
-    "gfx942": ("MI300X", Target(304, ptx=-1)),
+    "gfx942": ("MI300X", Target(304, ptx=-1, warp=64)),
 }
 
 

@@ -16,7 +16,8 @@ from torch import sym_min
 from triton_gelu._layout import Ints, Matrices
 
 WARPS = 4
-WARP_BYTES = 512  # what one warp reads in one 128-bit access
+WARP = 32  # threads; where a warp has more, a program has fewer warps
+WARP_BYTES = 16 * WARP  # what one warp reads in one 128-bit access
 ALIGN = 8  # elements of a 128-bit access in 16 bit
 FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
 PROGRAMS_PER_PROCESSOR = 8  # resident at once with four warps of 64 registers: the backward pass is one wave
@@ -31,11 +32,13 @@ class Target:
     """What a plan needs to know of a device.
 
     `processors` is the number of multiprocessors (compute units), `ptx` how much of NVIDIA's own instructions pays (see
-    `_formulas`), and `tile_scale` enlarges tiles where a program costs more than its elements.
+    `_formulas`), `warp` the number of threads in a warp (wave), and `tile_scale` enlarges tiles where a program costs
+    more than its elements.
     """
 
     processors: int
     ptx: int = 0
+    warp: int = WARP
     tile_scale: int = 1
 
 
@@ -53,7 +56,7 @@ class Launch:
     grid: tuple[int, int, int]
     integers: tuple[int, ...]
     constants: tuple[tuple[str, object], ...]
-    num_warps: int = WARPS
+    num_warps: int
     registers: int | None = None
 
     @property
@@ -88,7 +91,7 @@ def forward(matrices: Matrices, itemsize: int, formula: str, target: Target) -> 
             *_constants(matrices, formula, target, align, block_rows, block_cols, block_rows),
             ("BATCHED", matrices.batch > 1), ("FOLD", FOLD), ("ALIKE", _alike(matrices)),
         ),
-        num_warps=warps,
+        num_warps=_warps(warps, target),
     )  # fmt: skip
 
 
@@ -136,6 +139,7 @@ def backward(
             ("ALIKE", _alike(matrices)),
             ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias),
         ),
+        num_warps=_warps(WARPS, target),
         registers=REGISTERS if target.ptx > 0 and align == ALIGN and not needs_dy else None,
     )  # fmt: skip
     return Backward(walk, slabs, finish(slabs, matrices.bias_size, target) if needs_bias and slabs > 1 else None)
@@ -145,7 +149,7 @@ def finish(slabs: int, size: int, target: Target) -> Launch:
     """Plan the sum of `slabs` rows of partial sums, `size` columns each."""
     block_rows = block_cols = 32
     constants = (("PTX", target.ptx), ("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols))
-    return Launch("finish", (_cdiv(size, block_cols), 1, 1), (slabs, size), constants)
+    return Launch("finish", (_cdiv(size, block_cols), 1, 1), (slabs, size), constants, _warps(WARPS, target))
 
 
 def forward_transpose(shape: Ints, x: Ints, formula: str, target: Target) -> Launch:
@@ -187,7 +191,7 @@ def _transpose(kernel: str, shape: Ints, x: Ints, dy: Ints | None, formula: str,
             ("FORMULA", formula), ("PTX", target.ptx), ("ALIGN", align), ("ACROSS", across),
             ("WIDE", farthest >= 2**31), ("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols),
         ),
-        num_warps=warps,
+        num_warps=_warps(warps, target),
     )  # fmt: skip
 
 
@@ -238,6 +242,11 @@ def _constants(
         ("BLOCK_ROWS", block_rows),
         ("BLOCK_COLS", block_cols),
     )
+
+
+def _warps(warps: int, target: Target) -> int:
+    """As many threads as `warps` of `WARP` have."""
+    return max(warps * WARP // target.warp, 1)
 
 
 def _alike(matrices: Matrices) -> bool:

@@ -234,3 +234,9 @@ def ptx() -> int:
     if target.backend == "cuda":
         return 2 if target.arch >= 100 else 1
     return -1 if target.backend == "hip" and not target.arch.startswith(ROUNDING) else 0
+
+
+def warp() -> int:
+    """The number of threads in a warp of the active driver's device."""
+    active: Any = driver()
+    return int(active.get_current_target().warp_size)
