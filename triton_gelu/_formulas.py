@@ -39,6 +39,7 @@ UP = tl.constexpr(2.0**LIFT.value)
 DOWN = tl.constexpr(2.0**-LIFT.value)
 UP_BITS = tl.constexpr((127 + int(LIFT.value)) << 23)
 SIGN = tl.constexpr(-(2**31))  # the sign bit of a float32
+ONE_BITS = tl.constexpr(127 << 23)  # 1 as a float32
 
 
 def _cubic_root(linear: float, cubic: float, value: float) -> float:
@@ -299,9 +300,13 @@ def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr):
     else:
         e, m, g = gate(n, FORMULA, DTYPE, False, PTX)
         m = fma(n, g, m, 0)
-    flip = ~u.to(tl.int32, bitcast=True) & SIGN
-    e = (e.to(tl.int32, bitcast=True) ^ flip).to(tl.float32, bitcast=True)
-    return fma(e, m, (u >= 0).to(tl.float32), 0)
+    bits = u.to(tl.int32, bitcast=True)
+    if PTX > 0:
+        e = (e.to(tl.int32, bitcast=True) ^ (~bits & SIGN)).to(tl.float32, bitcast=True)
+        return fma(e, m, (u >= 0).to(tl.float32), 0)
+    else:  # where instructions do no logic on three operands, but arithmetic on pairs
+        side = (bits & SIGN | ONE_BITS).to(tl.float32, bitcast=True)
+        return fma(e * neg(side), m, fma(side, 0.5, 0.5, 0), 0)
 
 
 @triton.jit
