@@ -61,9 +61,9 @@ def test_the_second_backward_pass_computes_what_is_asked_for(needs: tuple[bool, 
 
 
 @triton.jit
-def rounded(x_ptr, y_ptr, BLOCK: tl.constexpr, PTX: tl.constexpr):
+def rounded(x_ptr, y_ptr, BLOCK: tl.constexpr, ISA: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    store(y_ptr + at, tl.load(x_ptr + at), None, PTX)
+    store(y_ptr + at, tl.load(x_ptr + at), None, ISA)
 
 
 @pytest.mark.parametrize("low", [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], ids=hex)
@@ -71,7 +71,7 @@ def test_bfloat16_is_rounded_by_hand_as_by_pytorch(low: int, device: str) -> Non
     """From every bfloat16 a bit, a tie or most of the way to the next: subnormals, and past the largest, too."""
     x = ((torch.arange(1 << 16, dtype=torch.int32, device=device) << 16) + low).view(torch.float32)
     y = torch.empty_like(x, dtype=torch.bfloat16)
-    rounded[(8,)](x, y, 8192, -1)
+    rounded[(8,)](x, y, 8192, 0)
     numbers = ~x.isnan()
     assert torch.equal(y.view(torch.int16)[numbers], x.to(torch.bfloat16).view(torch.int16)[numbers])
 

@@ -289,21 +289,21 @@ def test_a_compilation_is_no_export() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "ptx"),
+    ("target", "isa"),
     [
-        (GPUTarget("cuda", 90, 32), 1),
-        (GPUTarget("cuda", 100, 32), 2),
-        (GPUTarget("hip", "gfx942", 64), -1),
-        (GPUTarget("hip", "gfx1201", 32), -1),
-        (GPUTarget("hip", "gfx950", 64), 0),
-        (GPUTarget("hip", "gfx1250", 32), 0),
-        (GPUTarget("xpu", {}, 16), 0),
+        (GPUTarget("cuda", 90, 32), 2),
+        (GPUTarget("cuda", 100, 32), 3),
+        (GPUTarget("hip", "gfx942", 64), 0),
+        (GPUTarget("hip", "gfx1201", 32), 0),
+        (GPUTarget("hip", "gfx950", 64), 1),
+        (GPUTarget("hip", "gfx1250", 32), 1),
+        (GPUTarget("xpu", {}, 16), 1),
     ],
     ids=str,
 )
 def test_plans_know_a_target_s_instructions_and_warps(
-    target: GPUTarget, ptx: int, monkeypatch: pytest.MonkeyPatch
+    target: GPUTarget, isa: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_seam, "driver", lambda: SimpleNamespace(get_current_target=lambda: target))
-    assert _seam.ptx() == ptx
+    assert _seam.isa() == isa
     assert _seam.warp() == target.warp_size

@@ -40,19 +40,19 @@ def pointers(tile, row, col, row_stride, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def plain_nan(x, DTYPE: tl.constexpr, PTX: tl.constexpr):
+def plain_nan(x, DTYPE: tl.constexpr, ISA: tl.constexpr):
     """One NaN for all where DTYPE is rounded to by hand, which would make numbers of those with the most bits."""
-    return tl.where(x == x, x, float("nan")) if PTX < 0 and DTYPE == tl.bfloat16 else x
+    return tl.where(x == x, x, float("nan")) if ISA == 0 and DTYPE == tl.bfloat16 else x
 
 
 @triton.jit
-def widen(x, DTYPE: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr):
+def widen(x, DTYPE: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr):
     """Exactly the same in fp32, for a result of DTYPE."""
     if x.dtype != tl.bfloat16:
-        return plain_nan(x.to(tl.float32), DTYPE, PTX)
+        return plain_nan(x.to(tl.float32), DTYPE, ISA)
     elif INTERPRETED:  # the interpreter's own conversion loses subnormals
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    elif PTX > 0 and ALIGN > 1:  # compilers take three instructions for a pair
+    elif ISA > 1 and ALIGN > 1:  # compilers take three instructions for a pair
         return tl.inline_asm_elementwise(
             "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=&r,=r,r", [x], dtype=tl.float32, is_pure=True, pack=2
         )
@@ -61,9 +61,9 @@ def widen(x, DTYPE: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def shift(x, bias, PTX: tl.constexpr, ALIGN: tl.constexpr):
+def shift(x, bias, ISA: tl.constexpr, ALIGN: tl.constexpr):
     """x + bias in fp32."""
-    if PTX == 2 and x.dtype != tl.float32:
+    if ISA == 3 and x.dtype != tl.float32:
         KIND: tl.constexpr = "bf16" if x.dtype == tl.bfloat16 else "f16"
         if ALIGN == 1:
             return tl.inline_asm_elementwise(
@@ -76,7 +76,7 @@ def shift(x, bias, PTX: tl.constexpr, ALIGN: tl.constexpr):
                 "=&f,=f,r,f,f", [x, bias], dtype=tl.float32, is_pure=True, pack=2,
             )  # fmt: skip
     else:
-        return widen(x, x.dtype, PTX, ALIGN) + bias
+        return widen(x, x.dtype, ISA, ALIGN) + bias
 
 
 @triton.jit
@@ -89,15 +89,15 @@ def load_raw(ptr, inside):
 
 
 @triton.jit
-def load(ptr, inside, DTYPE: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr = 1):
+def load(ptr, inside, DTYPE: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr = 1):
     """A tile as fp32, for a result of DTYPE."""
-    return widen(load_raw(ptr, inside), DTYPE, PTX, ALIGN)
+    return widen(load_raw(ptr, inside), DTYPE, ISA, ALIGN)
 
 
 @triton.jit
-def store(ptr, y, inside, PTX: tl.constexpr):
+def store(ptr, y, inside, ISA: tl.constexpr):
     """Round fp32 to the nearest number of the tensor's type, ties to even."""
-    if PTX < 0 and ptr.dtype.scalar.element_ty == tl.bfloat16:  # by hand, in half of what a compiler takes
+    if ISA == 0 and ptr.dtype.scalar.element_ty == tl.bfloat16:  # by hand, in half of what a compiler takes
         bits = y.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         tl.store(ptr, bits.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
@@ -106,28 +106,28 @@ def store(ptr, y, inside, PTX: tl.constexpr):
 
 
 @triton.jit
-def store_sum(ptr, y, inside, PTX: tl.constexpr):
+def store_sum(ptr, y, inside, ISA: tl.constexpr):
     """The same, of a sum over tensors of any type."""
-    store(ptr, plain_nan(y, ptr.dtype.scalar.element_ty, PTX), inside, PTX)
+    store(ptr, plain_nan(y, ptr.dtype.scalar.element_ty, ISA), inside, ISA)
 
 
 @triton.jit
 def load_bias(
-    bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr
+    bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr, DTYPE: tl.constexpr, ISA: tl.constexpr
 ):  # fmt: skip
     """The bias of a tile as fp32, ready to be broadcast."""
     if bias_ptr is None:
         return 0.0
     elif BIAS == "rows":
-        return load(bias_ptr + top + row, row < rows - top, DTYPE, PTX)[:, None]
+        return load(bias_ptr + top + row, row < rows - top, DTYPE, ISA)[:, None]
     else:
-        return load(bias_ptr + left + col, col < cols - left, DTYPE, PTX)[None, :]
+        return load(bias_ptr + left + col, col < cols - left, DTYPE, ISA)[None, :]
 
 
 @triton.jit
-def gelu_tile(x, bias, y, inside, FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr):
-    u = shift(load_raw(x, inside), bias, PTX, ALIGN)
-    store(y, gelu(u, FORMULA, y.dtype.scalar.element_ty, PTX), inside, PTX)
+def gelu_tile(x, bias, y, inside, FORMULA: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr):
+    u = shift(load_raw(x, inside), bias, ISA, ALIGN)
+    store(y, gelu(u, FORMULA, y.dtype.scalar.element_ty, ISA), inside, ISA)
 
 
 @triton.jit(do_not_specialize=FORWARD_INTEGERS)
@@ -136,7 +136,7 @@ def forward(
     bias_ptr,  # [rows] or [cols]
     y_ptr,  # [batch, rows, cols]
     batch, rows, cols, row_tiles, x_batch, x_row, y_batch, y_row,
-    FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
+    FORMULA: tl.constexpr, BIAS: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, BATCHED: tl.constexpr, FOLD: tl.constexpr, ALIKE: tl.constexpr,
 ):  # fmt: skip
     """y = gelu(x + bias), one tile a program."""
@@ -157,34 +157,34 @@ def forward(
         y_batch, y_row = x_batch, x_row
     x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
     y = pointers(corner(y_ptr, b, top, left, y_batch, y_row, ALIGN), row, col, y_row, ALIGN)
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS, y_ptr.dtype.element_ty, PTX)
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS, y_ptr.dtype.element_ty, ISA)
     if (top + BLOCK_ROWS <= rows) & (left + BLOCK_COLS <= cols):
-        gelu_tile(x, bias, y, None, FORMULA, PTX, ALIGN)
+        gelu_tile(x, bias, y, None, FORMULA, ISA, ALIGN)
     else:
         inside = (row < rows - top)[:, None] & (col < cols - left)[None, :]
-        gelu_tile(x, bias, y, inside, FORMULA, PTX, ALIGN)
+        gelu_tile(x, bias, y, inside, FORMULA, ISA, ALIGN)
 
 
 @triton.jit
 def dgelu_tile(
     dy, v, vbias, x, bias, ddy, dx, inside,
-    FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr,
+    FORMULA: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr,
 ):  # fmt: skip
     """Stores ddy and dx, and returns what dbias is the sum of."""
     DTYPE: tl.constexpr = x.dtype.scalar.element_ty
     x = load_raw(x, inside)
     dy = load_raw(dy, inside)  # both are on their way before either is waited for
-    u = shift(x, bias, PTX, ALIGN)
-    slope = widen(dy, DTYPE, PTX, ALIGN)
+    u = shift(x, bias, ISA, ALIGN)
+    slope = widen(dy, DTYPE, ISA, ALIGN)
     if v is None:
-        slope *= dgelu(u, FORMULA, DTYPE, PTX)
+        slope *= dgelu(u, FORMULA, DTYPE, ISA)
     else:
-        v = load(v, inside, DTYPE, PTX, ALIGN) + vbias
+        v = load(v, inside, DTYPE, ISA, ALIGN) + vbias
         if NEEDS_DY:
-            store(ddy, v * dgelu(u, FORMULA, DTYPE, PTX), inside, PTX)
-        slope *= v * d2gelu(u, FORMULA, DTYPE, PTX)
+            store(ddy, v * dgelu(u, FORMULA, DTYPE, ISA), inside, ISA)
+        slope *= v * d2gelu(u, FORMULA, DTYPE, ISA)
     if NEEDS_X:
-        store(dx, slope, inside, PTX)
+        store(dx, slope, inside, ISA)
     return slope
 
 
@@ -200,7 +200,7 @@ def backward(
     partial_ptr,  # [slabs, rows] or [slabs, cols]
     batch, rows, cols, segments, slab_batches, slab_steps,
     dy_batch, dy_row, v_batch, v_row, x_batch, x_row, dx_batch, dx_row,
-    FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
+    FORMULA: tl.constexpr, BIAS: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     ALIKE: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
 ):  # fmt: skip
@@ -234,8 +234,8 @@ def backward(
     else:
         whole = tl.where(left + BLOCK_COLS <= cols, tl.minimum(slab_steps, (rows - top) // BLOCK_ROWS), 0)
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, PTX) + 0.0  # never -0: nor is a sum then
-    vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, PTX)
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, ISA) + 0.0  # never -0: nor is a sum then
+    vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, ISA)
 
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for b in range(first_batch, tl.minimum(first_batch + slab_batches, batch)):
@@ -252,16 +252,16 @@ def backward(
                 total += dgelu_tile(
                     pointers(dy_tile, r, c, dy_row, ALIGN), pointers(v_tile, r, c, v_row, ALIGN), vbias,
                     pointers(x_tile, r, c, x_row, ALIGN), bias, pointers(ddy_tile, r, c, dx_row, ALIGN),
-                    pointers(dx_tile, r, c, dx_row, ALIGN), inside, FORMULA, PTX, ALIGN, NEEDS_DY, NEEDS_X,
+                    pointers(dx_tile, r, c, dx_row, ALIGN), inside, FORMULA, ISA, ALIGN, NEEDS_DY, NEEDS_X,
                 )  # fmt: skip
 
     if NEEDS_BIAS:
         if BIAS == "rows":
             row += top
-            store_sum(partial_ptr + tl.cast(slab, tl.int64) * rows + row, tl.sum(total, 1), row < rows, PTX)
+            store_sum(partial_ptr + tl.cast(slab, tl.int64) * rows + row, tl.sum(total, 1), row < rows, ISA)
         else:
             col += left
-            store_sum(partial_ptr + tl.cast(slab, tl.int64) * cols + col, tl.sum(total, 0), col < cols, PTX)
+            store_sum(partial_ptr + tl.cast(slab, tl.int64) * cols + col, tl.sum(total, 0), col < cols, ISA)
 
 
 @triton.jit
@@ -290,7 +290,7 @@ def forward_transpose(
     position_ptr,  # [cols, rows], contiguous, or None
     y_ptr,  # [batch, cols, rows], contiguous
     batch, rows, cols, col_tiles, slab_batches, x_batch, x_row,
-    FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
+    FORMULA: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """y = gelu(x + bias) with its rows as columns, plus position. Sizes along a row of y come in units of ACROSS."""
@@ -299,19 +299,19 @@ def forward_transpose(
         batch, rows, cols, col_tiles, slab_batches, ALIGN, ACROSS, WIDE, BLOCK_ROWS, BLOCK_COLS
     )
     DTYPE: tl.constexpr = y_ptr.dtype.element_ty
-    bias = load_bias(bias_ptr, left, top, col, row, cols, rows, "cols", DTYPE, PTX)
+    bias = load_bias(bias_ptr, left, top, col, row, cols, rows, "cols", DTYPE, ISA)
     if position_ptr is not None:
         position = corner(position_ptr, 0, left, top, 0, y_row, ACROSS)
-        position = load(pointers(position, col, row, y_row, ACROSS), inside_y, DTYPE, PTX, ACROSS)
+        position = load(pointers(position, col, row, y_row, ACROSS), inside_y, DTYPE, ISA, ACROSS)
     for b in range(first, last):
         x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
         # Widened by the compiler, x is turned before that: in half the memory, and after all loads are on their way.
         u = shift(tl.trans(load_raw(x, inside)), bias, 0, ACROSS)
-        y = gelu(u, FORMULA, DTYPE, PTX)
+        y = gelu(u, FORMULA, DTYPE, ISA)
         if position_ptr is not None:
             y += position
         y_tile = corner(y_ptr, b, left, top, cols.to(tl.int64) * y_row, y_row, ACROSS)
-        store(pointers(y_tile, col, row, y_row, ACROSS), y, inside_y, PTX)
+        store(pointers(y_tile, col, row, y_row, ACROSS), y, inside_y, ISA)
 
 
 @triton.jit(do_not_specialize=TRANSPOSE_INTEGERS)
@@ -322,7 +322,7 @@ def backward_transpose(
     dx_ptr,  # [batch, rows, cols], contiguous, or None
     partial_ptr,  # [slabs, rows], a slab for each tile of columns and slab of batches, or None
     batch, rows, cols, col_tiles, slab_batches, x_batch, x_row, dy_batch, dy_row,
-    FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
+    FORMULA: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """dx = gelu'(x + bias) times dy with its rows as columns, and the sums of that over the programs' tiles."""
@@ -331,22 +331,22 @@ def backward_transpose(
         batch, rows, cols, col_tiles, slab_batches, ALIGN, ACROSS, WIDE, BLOCK_ROWS, BLOCK_COLS
     )
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, "rows", DTYPE, PTX) + 0.0  # never -0
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, "rows", DTYPE, ISA) + 0.0  # never -0
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for b in range(first, last):
         # dy comes first: of two layouts the compiler keeps that of the later load, so that dy alone is moved.
         dy = pointers(corner(dy_ptr, b, left, top, dy_batch, dy_row, ACROSS), col, row, dy_row, ACROSS)
         dy = tl.trans(load_raw(dy, inside_dy))
         x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
-        u = shift(load_raw(x, inside), bias, PTX, ALIGN)
-        slope = widen(dy, DTYPE, PTX, ALIGN) * dgelu(u, FORMULA, DTYPE, PTX)
+        u = shift(load_raw(x, inside), bias, ISA, ALIGN)
+        slope = widen(dy, DTYPE, ISA, ALIGN) * dgelu(u, FORMULA, DTYPE, ISA)
         if dx_ptr is not None:
             dx = corner(dx_ptr, b, top, left, rows.to(tl.int64) * dx_row, dx_row, ALIGN)
-            store(pointers(dx, row, col, dx_row, ALIGN), slope, inside, PTX)
+            store(pointers(dx, row, col, dx_row, ALIGN), slope, inside, ISA)
         total += slope
     if partial_ptr is not None:
         slab = tl.program_id(1).to(tl.int64) * col_tiles + tl.program_id(0) % col_tiles
-        store_sum(partial_ptr + slab * rows + top + row, tl.sum(total, 1), row < rows - top, PTX)
+        store_sum(partial_ptr + slab * rows + top + row, tl.sum(total, 1), row < rows - top, ISA)
 
 
 @triton.jit(do_not_specialize=["slabs", "size"])
@@ -354,7 +354,7 @@ def finish(
     partial_ptr,  # [slabs, size]
     dbias_ptr,  # [size]
     slabs, size,
-    PTX: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    ISA: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """dbias = the sum of all slabs, always in the same order."""
     col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
@@ -363,4 +363,4 @@ def finish(
         slab = first + tl.arange(0, BLOCK_ROWS)
         inside = (slab < slabs)[:, None] & (col < size)[None, :]
         total += load_raw(partial_ptr + slab.to(tl.int64)[:, None] * size + col[None, :], inside)
-    store_sum(dbias_ptr + col, tl.sum(total, 0), col < size, PTX)
+    store_sum(dbias_ptr + col, tl.sum(total, 0), col < size, ISA)

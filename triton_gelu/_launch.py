@@ -31,18 +31,18 @@ TRANSPOSE_PROGRAMS = 16  # a processor: a few waves
 class Target:
     """What a plan needs to know of a device.
 
-    `processors` is the number of multiprocessors (compute units), `ptx` how much of NVIDIA's own instructions pays (see
-    `_formulas`), `warp` the number of threads in a warp (wave), and `tile_scale` enlarges tiles where a program costs
-    more than its elements.
+    `processors` is the number of multiprocessors (compute units), `isa` what it has instructions for (see `_formulas`),
+    `warp` the number of threads in a warp (wave), and `tile_scale` enlarges tiles where a program costs more than its
+    elements.
     """
 
     processors: int
-    ptx: int = 0
+    isa: int = 1
     warp: int = WARP
     tile_scale: int = 1
 
 
-INTERPRETER = Target(processors=2, ptx=-1, tile_scale=32)
+INTERPRETER = Target(processors=2, isa=0, tile_scale=32)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def backward(
             ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias),
         ),
         num_warps=_warps(WARPS, target),
-        registers=REGISTERS if target.ptx > 0 and align == ALIGN and not needs_dy else None,
+        registers=REGISTERS if target.isa > 1 and align == ALIGN and not needs_dy else None,
     )  # fmt: skip
     return Backward(walk, slabs, finish(slabs, matrices.bias_size, target) if needs_bias and slabs > 1 else None)
 
@@ -148,7 +148,7 @@ def backward(
 def finish(slabs: int, size: int, target: Target) -> Launch:
     """Plan the sum of `slabs` rows of partial sums, `size` columns each."""
     block_rows = block_cols = 32
-    constants = (("PTX", target.ptx), ("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols))
+    constants = (("ISA", target.isa), ("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols))
     return Launch("finish", (_cdiv(size, block_cols), 1, 1), (slabs, size), constants, _warps(WARPS, target))
 
 
@@ -188,7 +188,7 @@ def _transpose(kernel: str, shape: Ints, x: Ints, dy: Ints | None, formula: str,
             *(stride // align for stride in strides), *(stride // across for stride in strides_dy),
         ),
         constants=(
-            ("FORMULA", formula), ("PTX", target.ptx), ("ALIGN", align), ("ACROSS", across),
+            ("FORMULA", formula), ("ISA", target.isa), ("ALIGN", align), ("ACROSS", across),
             ("WIDE", farthest >= 2**31), ("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols),
         ),
         num_warps=_warps(warps, target),
@@ -236,7 +236,7 @@ def _constants(
     return (
         ("FORMULA", formula),
         ("BIAS", matrices.bias),
-        ("PTX", target.ptx),
+        ("ISA", target.isa),
         ("ALIGN", align),
         ("WIDE", matrices.cols + block_cols >= 2**31 or reach * widest >= 2**31),
         ("BLOCK_ROWS", block_rows),

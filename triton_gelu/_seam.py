@@ -227,13 +227,13 @@ def triton_drives(device_type: str) -> bool:
         return False
 
 
-def ptx() -> int:
-    """How much of NVIDIA's own instructions pays on the active driver's device (see `_formulas`)."""
+def isa() -> int:
+    """What the active driver's device has instructions for (see `_formulas`)."""
     active: Any = driver()
     target = active.get_current_target()
     if target.backend == "cuda":
-        return 2 if target.arch >= 100 else 1
-    return -1 if target.backend == "hip" and not target.arch.startswith(ROUNDING) else 0
+        return 3 if target.arch >= 100 else 2
+    return 0 if target.backend == "hip" and not target.arch.startswith(ROUNDING) else 1
 
 
 def warp() -> int:
