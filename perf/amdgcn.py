@@ -23,6 +23,7 @@ _BYTES = {
 }  # fmt: skip
 _WITHOUT_RESULT = re.compile(r"\w+_(store|write)_|s_(waitcnt|barrier|nop|endpgm|branch|cbranch|setprio|sleep|sethalt)")
 _CONTROL = re.compile(r"s_(waitcnt|barrier|nop|endpgm|c?branch|setprio|sleep)")
+_KEEPS_SCC = re.compile(r"s_(mov|brev|load|mul|cselect)")
 _TRANSCENDENTAL = re.compile(r"v_(exp|log|rcp|rsq|sqrt|sin|cos)_")
 _QUARTER_RATE = re.compile(r"v_(exp|log|rcp|rsq|sqrt|sin|cos|mul_lo|mul_hi)_")
 _HEADINGS = (
@@ -107,7 +108,7 @@ class Amdgcn:
             results, sources = [], operands
         reads = {name for each in sources for name in registers_of(each)}
         writes = {name for each in results for name in registers_of(each)}
-        if opcode.startswith("s_") and not _CONTROL.match(opcode) and not re.match(r"s_(mov|load|mul|cselect)", opcode):
+        if opcode.startswith("s_") and not _CONTROL.match(opcode) and not _KEEPS_SCC.match(opcode):
             writes |= {"scc"}
         if re.match(r"s_(cselect|addc|subb)", opcode):
             reads |= {"scc"}

@@ -173,6 +173,7 @@ _Compute = Callable[[Sequence[int], int, int], tuple[int, Word]]
 _COMPUTE: Mapping[str, _Compute] = {
     "mov": lambda v, bits, scc: (v[0], scc),
     "movk": lambda v, bits, scc: (v[0], scc),
+    "brev": lambda v, bits, scc: (int(f"{v[0]:0{bits}b}"[::-1], 2), scc),
     "add": _add,
     "addk": _add,
     "addc": lambda v, bits, scc: _add((*v, scc), bits, 0),

@@ -62,7 +62,7 @@ def budget() -> tuple[Case, ...]:
 def baseline() -> tuple[Case, ...]:
     """A handful, for a test of every change."""
     return (
-        *product((WIDE,), dtypes=HALVES[:1], approximates=("tanh", "none"), directions=DIRECTIONS),
+        *product((WIDE,), dtypes=HALVES[:1], approximates=cases.APPROXIMATES, directions=DIRECTIONS),
         *product(FRAMES[1:], dtypes=HALVES[:1], directions=DIRECTIONS[1:]),
     )
 

@@ -147,6 +147,12 @@ def test_amd_code_is_counted_as_by_hand() -> None:
     assert sum(walk(code, (2, 0, 0)).times().values()) == 6
 
 
+def test_an_amd_comparison_outlives_a_constant_made_of_reversed_bits() -> None:
+    skip = "s_cmp_lg_u32 s2, 3\n\ts_brev_b32 s5, 0xc0000000\n\ts_cbranch_scc1 .LBB0_1\n\ts_cmp_lg_u32 s5, 3\n\t"
+    code = amdgcn.code(AMD_LOOP.replace("s_mov_b32 s4, s3", skip + "s_cbranch_scc1 .LBB0_1\n\ts_endpgm"), [3])
+    assert sum(walk(code, (1, 0, 0)).times().values()) == 6
+
+
 @pytest.mark.parametrize(("gpu", "rounds", "unpacks"), [(A100, "alu", "half"), (H100, "fma", "fma")])
 def test_each_gpu_rounds_to_16_bits_and_unpacks_them_in_its_own_pipe(gpu: GPU, rounds: str, unpacks: str) -> None:
     listing = "  /*0000*/ F2FP.BF16.PACK_AB R0, R1, R2 ;\n  /*0010*/ HADD2.F32 R3, -RZ, R4.H0_H0 ;"

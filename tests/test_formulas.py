@@ -26,29 +26,29 @@ VALUE, SLOPE, BEND = range(3)
 COLS = 512
 FLUSHED = 2.0**-120
 
-PTX = pytest.mark.parametrize("ptx", [0, 2], ids=["pure", "pairs"])
+ISA = pytest.mark.parametrize("isa", [0, 3], ids=["pure", "pairs"])
 
 
 @triton.jit
 def evaluate(
-    u_ptr, y_ptr, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+    u_ptr, y_ptr, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ISA: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
     """Value, first and second derivative, before they are rounded to DTYPE."""
     at = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
     u = tl.load(u_ptr + at) + 0.0  # as in the kernels, where it is a sum
-    tl.store(y_ptr + at, gelu(u, FORMULA, DTYPE, PTX))
-    tl.store(y_ptr + ROWS * COLS + at, dgelu(u, FORMULA, DTYPE, PTX))
-    tl.store(y_ptr + 2 * ROWS * COLS + at, d2gelu(u, FORMULA, DTYPE, PTX))
+    tl.store(y_ptr + at, gelu(u, FORMULA, DTYPE, ISA))
+    tl.store(y_ptr + ROWS * COLS + at, dgelu(u, FORMULA, DTYPE, ISA))
+    tl.store(y_ptr + 2 * ROWS * COLS + at, d2gelu(u, FORMULA, DTYPE, ISA))
 
 
-def results(x: torch.Tensor, formula: str, ptx: int = 0) -> torch.Tensor:
+def results(x: torch.Tensor, formula: str, isa: int = 0) -> torch.Tensor:
     """[3, n]: value and derivatives at x, in the type of x."""
     rows = triton.next_power_of_2(triton.cdiv(x.numel(), COLS))
     u = torch.zeros(rows * COLS, device=DEVICE)
     u[: x.numel()] = x
     y = torch.empty(3, rows * COLS, device=DEVICE)
     with np.errstate(all="ignore"):
-        evaluate[(1,)](u, y, formula, TRITON[x.dtype], ptx, rows, COLS)
+        evaluate[(1,)](u, y, formula, TRITON[x.dtype], isa, rows, COLS)
     return y[:, : x.numel()].to(x.dtype).cpu()
 
 
@@ -86,13 +86,13 @@ def test_the_truth_agrees_with_multiple_precision(formula):
             assert error.max() < 1e-13
 
 
-@PTX
+@ISA
 @pytest.mark.parametrize("dtype", HALVES, ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("formula", FORMULAS)
-def test_every_16_bit_input_is_rounded_almost_correctly(formula, dtype, ptx, errors):
+def test_every_16_bit_input_is_rounded_almost_correctly(formula, dtype, isa, errors):
     x = truth.every(dtype)
     finite = x.isfinite()
-    for order, y in enumerate(results(x, formula, ptx)):
+    for order, y in enumerate(results(x, formula, isa)):
         true = exact(dtype, formula, order)
         size = true.abs()
         error = truth.ulps(y, true)
@@ -168,16 +168,16 @@ def test_ten_million_float32_inputs_are_within_a_few_ulp(formula, errors):
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_packed_instructions_leave_the_float32_bits_alone(formula):
     x = float32_points(10_000, formula)
-    assert torch.equal(results(x, formula, ptx=2), results(x, formula))
+    assert torch.equal(results(x, formula, isa=3), results(x, formula))
 
 
-@PTX
+@ISA
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("formula", FORMULAS)
-def test_special_values_need_no_special_case(formula, dtype, ptx):
+def test_special_values_need_no_special_case(formula, dtype, isa):
     inf, nan, most = torch.inf, torch.nan, torch.finfo(dtype).max
     x = torch.tensor([inf, nan, -inf, nan, most, -most, 0.0, -0.0, nan, 1.0], dtype=dtype)
-    value, slope, bend = results(x, formula, ptx)
+    value, slope, bend = results(x, formula, isa)
     ends = [0, 2, 4, 5, 6, 7]
     assert value[ends].tolist() == [inf, 0, most, 0, 0, 0]
     assert slope[ends[:4]].tolist() == [1, 0, 1, 0]

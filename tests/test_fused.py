@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import jit
 from truth import DTYPES, FORMULAS
 
+from perf.truth import gelu
 from triton_gelu import _fused, _operators, _seam, _transpose, bias_gelu, bias_gelu_transpose
 from triton_gelu._fused import Run
+from triton_gelu._kernels import store
 
 
 @pytest.mark.parametrize("approximate", FORMULAS)
@@ -73,6 +77,60 @@ def test_rows_of_one_tile_may_lie_gigabytes_apart(tmp_path: Path) -> None:
         strict=True,
     ):
         assert torch.equal(far_apart, dense)
+
+
+@triton.jit
+def rounded(x_ptr, y_ptr, BLOCK: tl.constexpr, ISA: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    store(y_ptr + at, tl.load(x_ptr + at), None, ISA)
+
+
+@pytest.mark.parametrize("low", [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], ids=hex)
+def test_bfloat16_is_rounded_by_hand_as_by_pytorch(low: int, device: str) -> None:
+    """From every bfloat16 a bit, a tie or most of the way to the next: subnormals, and past the largest, too."""
+    x = ((torch.arange(1 << 16, dtype=torch.int32, device=device) << 16) + low).view(torch.float32)
+    y = torch.empty_like(x, dtype=torch.bfloat16)
+    rounded[(8,)](x, y, 8192, 0)
+    numbers = ~x.isnan()
+    assert torch.equal(y.view(torch.int16)[numbers], x.to(torch.bfloat16).view(torch.int16)[numbers])
+
+
+NANS = {  # the last of each is a signalling one
+    torch.float32: (torch.int32, (0x7FFFFFFF, -1, 0x7FFF8000, 0x7F800001)),
+    torch.float16: (torch.int16, (0x7FFF, -1, 0x7E00, 0x7C01)),
+    torch.bfloat16: (torch.int16, (0x7FFF, -1, 0x7FC0, 0x7F81)),
+}
+MIXED = [(torch.bfloat16, other) for other in DTYPES] + [(dtype, torch.bfloat16) for dtype in DTYPES[::2]]
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((20, 120), 0), ((300, 20), 1)], ids=["dbias at once", "finished"])
+@pytest.mark.parametrize(("dtype", "others"), MIXED, ids=str)
+def test_a_nan_of_any_bits_stays_one(
+    dtype: torch.dtype, others: torch.dtype, shape: tuple[int, int], dim: int, device: str
+) -> None:
+    """Wherever it comes from, each in a channel of its own."""
+
+    def by_channel(tensor: Tensor) -> Tensor:
+        return tensor.movedim(dim % tensor.ndim, -1)
+
+    given = []
+    for place, size in enumerate((shape, (20,), shape, shape, (20,))):
+        tensor = torch.randn(size, device=device).to(others if place else dtype)
+        bits, nans = NANS[tensor.dtype]
+        by_channel(tensor.view(bits))[..., 4 * place : 4 * place + 4] = torch.tensor(nans, dtype=bits, device=device)
+        given.append(tensor)
+    x, bias, dy, v, vbias = given
+    ours = (
+        _fused.forward(x, bias, dim, "tanh"),
+        *_fused.backward(dy, x, bias, dim, "tanh", True, True),
+        *_fused.double_backward(v, vbias, dy, x, bias, dim, "tanh", (True, True, True)),
+    )
+    x, bias, dy, v, vbias = (by_channel(t.double()) for t in given)
+    y, slope, bend = (gelu(x + bias, "tanh", order) for order in range(3))
+    dx, ddx = dy * slope, (v + vbias) * dy * bend
+    for our, true in zip(ours, (y, dx, dx.sum(0), (v + vbias) * slope, ddx, ddx.sum(0)), strict=True):
+        assert our is not None
+        assert torch.equal(by_channel(our).isnan(), true.isnan())
 
 
 class Compiler:

@@ -80,15 +80,23 @@ def test_calls_of_16_megabytes_fill_an_h100(shape: tuple[int, ...], dim: int) ->
     assert math.prod(backward.walk.grid) >= 132
 
 
-@pytest.mark.parametrize(("ptx", "cols", "needs_dy", "limited"), [
-    (1, 768, False, True), (0, 768, False, False), (1, 1501, False, False), (1, 768, True, False),
+@pytest.mark.parametrize(("isa", "cols", "needs_dy", "limited"), [
+    (2, 768, False, True), (0, 768, False, False), (2, 1501, False, False), (2, 768, True, False),
 ])  # fmt: skip
 def test_nvidia_s_compiler_is_told_how_many_programs_share_a_processor_where_accesses_are_wide(
-    ptx: int, cols: int, needs_dy: bool, limited: bool
+    isa: int, cols: int, needs_dy: bool, limited: bool
 ) -> None:
-    target, m = Target(processors=132, ptx=ptx), dense(4096, cols, dim=1)
+    target, m = Target(processors=132, isa=isa), dense(4096, cols, dim=1)
     plan = _launch.backward(m, 2, "tanh", target, needs_dy=needs_dy, needs_x=True, needs_bias=True)
     assert plan.walk.options == {"num_warps": 4} | ({"maxnreg": 64} if limited else {})
+
+
+def test_a_program_has_as_many_threads_where_warps_are_twice_as_large() -> None:
+    target = Target(processors=304, warp=64)
+    needs = {"needs_dy": False, "needs_x": True, "needs_bias": True}
+    for m in (dense(4096, 768, dim=1), dense(4096, 96, dim=1), dense(8, 1280, 1500, dim=1)):
+        assert 2 * _launch.forward(m, 2, "tanh", target).num_warps == plan(m)[0].num_warps
+        assert 2 * _launch.backward(m, 2, "tanh", target, **needs).walk.num_warps == plan(m)[1].walk.num_warps
 
 
 def test_few_rows_need_no_second_launch() -> None:

@@ -135,6 +135,20 @@ def test_a_bias_and_a_position_of_another_type_are_not_rounded_before_the_result
     torch.testing.assert_close(dposition, dy.float().sum(0), rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("_kernels_only")
+def test_a_nan_of_any_bits_stays_one(device: str) -> None:
+    x, bias, position, dy = tensors(2, 8, 40, torch.float32, device)
+    x, dy = x.bfloat16(), dy.bfloat16()
+    nans = torch.tensor([0x7FFFFFFF, -1, 0x7FFF8000, 0x7F800001], dtype=torch.int32, device=device)
+    bias[:4], position[0, 4:] = nans.view(torch.float32), nans.view(torch.float32)
+    x.view(torch.int16)[0, 4, 1] = dy.view(torch.int16)[0, 1, 5] = 0x7FFF
+    ours, theirs = (results(function, (x, bias, position), dy) for function in (bias_gelu_transpose, plain))
+    for our, their in zip(ours, theirs, strict=True):
+        assert our is not None
+        assert their is not None
+        assert torch.equal(our.isnan(), their.isnan())
+
+
 @pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)], ids=str)
 @pytest.mark.usefixtures("_kernels_only")
 def test_only_the_gradients_asked_for_are_computed(needs: tuple[bool, bool, bool], device: str) -> None:

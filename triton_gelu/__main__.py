@@ -32,10 +32,10 @@ ROADS: dict[ModuleType | None, str] = {
     None: "plain PyTorch",
 }
 TARGETS = {  # GPUs to plan for that are not here
-    "sm_80": ("A100", Target(108, ptx=1)),
-    "sm_90": ("H100", Target(132, ptx=1)),
-    "sm_100": ("B200", Target(148, ptx=2)),
-    "gfx942": ("MI300X", Target(304)),
+    "sm_80": ("A100", Target(108, isa=2)),
+    "sm_90": ("H100", Target(132, isa=2)),
+    "sm_100": ("B200", Target(148, isa=3)),
+    "gfx942": ("MI300X", Target(304, isa=0, warp=64)),
 }
 
 

@@ -182,7 +182,7 @@ def target(device: torch.device) -> Target:
     if _seam.INTERPRETED:
         return _launch.INTERPRETER
     properties = torch.get_device_module(device).get_device_properties(device)
-    return Target(properties.multi_processor_count, ptx=_seam.ptx())
+    return Target(properties.multi_processor_count, isa=_seam.isa(), warp=_seam.warp())
 
 
 class Run:

@@ -40,11 +40,19 @@ def pointers(tile, row, col, row_stride, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def widen(x, PTX: tl.constexpr, ALIGN: tl.constexpr):
-    """Exactly the same in fp32."""
-    if INTERPRETED and x.dtype == tl.bfloat16:  # the interpreter's own conversion loses subnormals
+def plain_nan(x, DTYPE: tl.constexpr, ISA: tl.constexpr):
+    """One NaN for all where DTYPE is rounded to by hand, which would make numbers of those with the most bits."""
+    return tl.where(x == x, x, float("nan")) if ISA == 0 and DTYPE == tl.bfloat16 else x
+
+
+@triton.jit
+def widen(x, DTYPE: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr):
+    """Exactly the same in fp32, for a result of DTYPE."""
+    if x.dtype != tl.bfloat16:
+        return plain_nan(x.to(tl.float32), DTYPE, ISA)
+    elif INTERPRETED:  # the interpreter's own conversion loses subnormals
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    elif PTX > 0 and ALIGN > 1 and x.dtype == tl.bfloat16:  # compilers take three instructions for a pair
+    elif ISA > 1 and ALIGN > 1:  # compilers take three instructions for a pair
         return tl.inline_asm_elementwise(
             "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=&r,=r,r", [x], dtype=tl.float32, is_pure=True, pack=2
         )
@@ -53,9 +61,9 @@ def widen(x, PTX: tl.constexpr, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def shift(x, bias, PTX: tl.constexpr, ALIGN: tl.constexpr):
+def shift(x, bias, ISA: tl.constexpr, ALIGN: tl.constexpr):
     """x + bias in fp32."""
-    if PTX == 2 and x.dtype != tl.float32:
+    if ISA == 3 and x.dtype != tl.float32:
         KIND: tl.constexpr = "bf16" if x.dtype == tl.bfloat16 else "f16"
         if ALIGN == 1:
             return tl.inline_asm_elementwise(
@@ -68,7 +76,7 @@ def shift(x, bias, PTX: tl.constexpr, ALIGN: tl.constexpr):
                 "=&f,=f,r,f,f", [x, bias], dtype=tl.float32, is_pure=True, pack=2,
             )  # fmt: skip
     else:
-        return widen(x, PTX, ALIGN) + bias
+        return widen(x, x.dtype, ISA, ALIGN) + bias
 
 
 @triton.jit
@@ -81,20 +89,26 @@ def load_raw(ptr, inside):
 
 
 @triton.jit
-def load(ptr, inside, PTX: tl.constexpr = 0, ALIGN: tl.constexpr = 1):
-    """A tile as fp32."""
-    return widen(load_raw(ptr, inside), PTX, ALIGN)
+def load(ptr, inside, DTYPE: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr = 1):
+    """A tile as fp32, for a result of DTYPE."""
+    return widen(load_raw(ptr, inside), DTYPE, ISA, ALIGN)
 
 
 @triton.jit
-def store(ptr, y, inside):
+def store(ptr, y, inside, ISA: tl.constexpr):
     """Round fp32 to the nearest number of the tensor's type, ties to even."""
-    if INTERPRETED and ptr.dtype.scalar.element_ty == tl.bfloat16:  # the interpreter's own conversion truncates
+    if ISA == 0 and ptr.dtype.scalar.element_ty == tl.bfloat16:  # by hand, in half of what a compiler takes
         bits = y.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         tl.store(ptr, bits.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
     else:
         tl.store(ptr, y.to(ptr.dtype.scalar.element_ty), mask=inside)
+
+
+@triton.jit
+def store_sum(ptr, y, inside, ISA: tl.constexpr):
+    """The same, of a sum over tensors of any type."""
+    store(ptr, plain_nan(y, ptr.dtype.scalar.element_ty, ISA), inside, ISA)
 
 
 @triton.jit
@@ -107,14 +121,17 @@ def mask(row, col, rows, cols, EDGE: tl.constexpr):
 
 
 @triton.jit
-def load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS: tl.constexpr, EDGE: tl.constexpr = True):
+def load_bias(
+    bias_ptr, top, left, row, col, rows, cols,
+    BIAS: tl.constexpr, DTYPE: tl.constexpr, ISA: tl.constexpr, EDGE: tl.constexpr = True,
+):  # fmt: skip
     """The bias of a tile as fp32, ready to be broadcast."""
     if bias_ptr is None:
         return 0.0
     elif BIAS == "rows":
-        return load(bias_ptr + top + row, row < rows - top if EDGE else None)[:, None]
+        return load(bias_ptr + top + row, row < rows - top if EDGE else None, DTYPE, ISA)[:, None]
     else:
-        return load(bias_ptr + left + col, col < cols - left if EDGE else None)[None, :]
+        return load(bias_ptr + left + col, col < cols - left if EDGE else None, DTYPE, ISA)[None, :]
 
 
 @triton.jit(do_not_specialize=FORWARD_INTEGERS)
@@ -123,11 +140,12 @@ def forward(
     bias_ptr,  # [rows] or [cols]
     y_ptr,  # [batch, rows, cols]
     batch, rows, cols, row_tiles, x_batch, x_row, y_batch, y_row,
-    FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
+    FORMULA: tl.constexpr, BIAS: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, BATCHED: tl.constexpr, FOLD: tl.constexpr, ALIKE: tl.constexpr,
     PARTS: tl.constexpr,
 ):  # fmt: skip
     """y = gelu(x + bias), one tile a program."""
+    DTYPE: tl.constexpr = y_ptr.dtype.element_ty
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     cols = cols.to(index) * ALIGN
     left = tl.program_id(0).to(index) * BLOCK_COLS
@@ -160,33 +178,33 @@ def forward(
                 c = col + i * RIGHT
                 inside = mask(r, c, rows - top, cols - left, EDGE)
                 xs += (load_raw(x + i * x_step, inside),)
-                biases += (load_bias(bias_ptr, top, left, r, c, rows, cols, BIAS, EDGE),)
+                biases += (load_bias(bias_ptr, top, left, r, c, rows, cols, BIAS, DTYPE, ISA, EDGE),)
             for i in tl.static_range(PARTS):
                 inside = mask(row + i * DOWN, col + i * RIGHT, rows - top, cols - left, EDGE)
-                z = gelu(shift(xs[i], biases[i], PTX, ALIGN), FORMULA, y_ptr.dtype.element_ty, PTX)
-                store(y + i * y_step, z, inside)
+                z = gelu(shift(xs[i], biases[i], ISA, ALIGN), FORMULA, DTYPE, ISA)
+                store(y + i * y_step, z, inside, ISA)
 
 
 @triton.jit
 def dgelu_tile(
     dy, v, vbias, x, bias, ddy, dx, inside,
-    FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr,
+    FORMULA: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr,
 ):  # fmt: skip
     """Stores ddy and dx, and returns what dbias is the sum of."""
     DTYPE: tl.constexpr = x.dtype.scalar.element_ty
     x = load_raw(x, inside)
     dy = load_raw(dy, inside)  # both are on their way before either is waited for
-    u = shift(x, bias, PTX, ALIGN)
-    slope = widen(dy, PTX, ALIGN)
+    u = shift(x, bias, ISA, ALIGN)
+    slope = widen(dy, DTYPE, ISA, ALIGN)
     if v is None:
-        slope *= dgelu(u, FORMULA, DTYPE, PTX)
+        slope *= dgelu(u, FORMULA, DTYPE, ISA)
     else:
-        v = load(v, inside, PTX, ALIGN) + vbias
+        v = load(v, inside, DTYPE, ISA, ALIGN) + vbias
         if NEEDS_DY:
-            store(ddy, v * dgelu(u, FORMULA, DTYPE, PTX), inside)
-        slope *= v * d2gelu(u, FORMULA, DTYPE, PTX)
+            store(ddy, v * dgelu(u, FORMULA, DTYPE, ISA), inside, ISA)
+        slope *= v * d2gelu(u, FORMULA, DTYPE, ISA)
     if NEEDS_X:
-        store(dx, slope, inside)
+        store(dx, slope, inside, ISA)
     return slope
 
 
@@ -202,7 +220,7 @@ def backward(
     partial_ptr,  # [slabs, rows] or [slabs, cols]
     batch, rows, cols, segments, slab_batches, slab_steps,
     dy_batch, dy_row, v_batch, v_row, x_batch, x_row, dx_batch, dx_row,
-    FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
+    FORMULA: tl.constexpr, BIAS: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     ALIKE: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
 ):  # fmt: skip
@@ -235,8 +253,9 @@ def backward(
         whole = tl.where(top + BLOCK_ROWS <= rows, tl.minimum(slab_steps, (cols - left) // BLOCK_COLS), 0)
     else:
         whole = tl.where(left + BLOCK_COLS <= cols, tl.minimum(slab_steps, (rows - top) // BLOCK_ROWS), 0)
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS) + 0.0  # never -0: then nor is a sum with it
-    vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, BIAS)
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, ISA) + 0.0  # never -0: nor is a sum then
+    vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, ISA)
 
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for b in range(first_batch, tl.minimum(first_batch + slab_batches, batch)):
@@ -253,16 +272,16 @@ def backward(
                 total += dgelu_tile(
                     pointers(dy_tile, r, c, dy_row, ALIGN), pointers(v_tile, r, c, v_row, ALIGN), vbias,
                     pointers(x_tile, r, c, x_row, ALIGN), bias, pointers(ddy_tile, r, c, dx_row, ALIGN),
-                    pointers(dx_tile, r, c, dx_row, ALIGN), inside, FORMULA, PTX, ALIGN, NEEDS_DY, NEEDS_X,
+                    pointers(dx_tile, r, c, dx_row, ALIGN), inside, FORMULA, ISA, ALIGN, NEEDS_DY, NEEDS_X,
                 )  # fmt: skip
 
     if NEEDS_BIAS:
         if BIAS == "rows":
             row += top
-            store(partial_ptr + tl.cast(slab, tl.int64) * rows + row, tl.sum(total, 1), row < rows)
+            store_sum(partial_ptr + tl.cast(slab, tl.int64) * rows + row, tl.sum(total, 1), row < rows, ISA)
         else:
             col += left
-            store(partial_ptr + tl.cast(slab, tl.int64) * cols + col, tl.sum(total, 0), col < cols)
+            store_sum(partial_ptr + tl.cast(slab, tl.int64) * cols + col, tl.sum(total, 0), col < cols, ISA)
 
 
 @triton.jit
@@ -291,7 +310,7 @@ def forward_transpose(
     position_ptr,  # [cols, rows], contiguous, or None
     y_ptr,  # [batch, cols, rows], contiguous
     batch, rows, cols, col_tiles, slab_batches, x_batch, x_row,
-    FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
+    FORMULA: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """y = gelu(x + bias) with its rows as columns, plus position. Sizes along a row of y come in units of ACROSS."""
@@ -299,19 +318,20 @@ def forward_transpose(
     rows, cols, top, left, row, col, first, last, inside, inside_y = place_transpose(
         batch, rows, cols, col_tiles, slab_batches, ALIGN, ACROSS, WIDE, BLOCK_ROWS, BLOCK_COLS
     )
-    bias = load_bias(bias_ptr, left, top, col, row, cols, rows, "cols")
+    DTYPE: tl.constexpr = y_ptr.dtype.element_ty
+    bias = load_bias(bias_ptr, left, top, col, row, cols, rows, "cols", DTYPE, ISA)
     if position_ptr is not None:
         position = corner(position_ptr, 0, left, top, 0, y_row, ACROSS)
-        position = load(pointers(position, col, row, y_row, ACROSS), inside_y, PTX, ACROSS)
+        position = load(pointers(position, col, row, y_row, ACROSS), inside_y, DTYPE, ISA, ACROSS)
     for b in range(first, last):
         x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
         # Widened by the compiler, x is turned before that: in half the memory, and after all loads are on their way.
         u = shift(tl.trans(load_raw(x, inside)), bias, 0, ACROSS)
-        y = gelu(u, FORMULA, y_ptr.dtype.element_ty, PTX)
+        y = gelu(u, FORMULA, DTYPE, ISA)
         if position_ptr is not None:
             y += position
         y_tile = corner(y_ptr, b, left, top, cols.to(tl.int64) * y_row, y_row, ACROSS)
-        store(pointers(y_tile, col, row, y_row, ACROSS), y, inside_y)
+        store(pointers(y_tile, col, row, y_row, ACROSS), y, inside_y, ISA)
 
 
 @triton.jit(do_not_specialize=TRANSPOSE_INTEGERS)
@@ -322,7 +342,7 @@ def backward_transpose(
     dx_ptr,  # [batch, rows, cols], contiguous, or None
     partial_ptr,  # [slabs, rows], a slab for each tile of columns and slab of batches, or None
     batch, rows, cols, col_tiles, slab_batches, x_batch, x_row, dy_batch, dy_row,
-    FORMULA: tl.constexpr, PTX: tl.constexpr, ALIGN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
+    FORMULA: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """dx = gelu'(x + bias) times dy with its rows as columns, and the sums of that over the programs' tiles."""
@@ -330,22 +350,23 @@ def backward_transpose(
     rows, cols, top, left, row, col, first, last, inside, inside_dy = place_transpose(
         batch, rows, cols, col_tiles, slab_batches, ALIGN, ACROSS, WIDE, BLOCK_ROWS, BLOCK_COLS
     )
-    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, "rows") + 0.0  # never -0
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    bias = load_bias(bias_ptr, top, left, row, col, rows, cols, "rows", DTYPE, ISA) + 0.0  # never -0
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
     for b in range(first, last):
         # dy comes first: of two layouts the compiler keeps that of the later load, so that dy alone is moved.
         dy = pointers(corner(dy_ptr, b, left, top, dy_batch, dy_row, ACROSS), col, row, dy_row, ACROSS)
         dy = tl.trans(load_raw(dy, inside_dy))
         x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
-        u = shift(load_raw(x, inside), bias, PTX, ALIGN)
-        slope = widen(dy, PTX, ALIGN) * dgelu(u, FORMULA, x_ptr.dtype.element_ty, PTX)
+        u = shift(load_raw(x, inside), bias, ISA, ALIGN)
+        slope = widen(dy, DTYPE, ISA, ALIGN) * dgelu(u, FORMULA, DTYPE, ISA)
         if dx_ptr is not None:
             dx = corner(dx_ptr, b, top, left, rows.to(tl.int64) * dx_row, dx_row, ALIGN)
-            store(pointers(dx, row, col, dx_row, ALIGN), slope, inside)
+            store(pointers(dx, row, col, dx_row, ALIGN), slope, inside, ISA)
         total += slope
     if partial_ptr is not None:
         slab = tl.program_id(1).to(tl.int64) * col_tiles + tl.program_id(0) % col_tiles
-        store(partial_ptr + slab * rows + top + row, tl.sum(total, 1), row < rows - top)
+        store_sum(partial_ptr + slab * rows + top + row, tl.sum(total, 1), row < rows - top, ISA)
 
 
 @triton.jit(do_not_specialize=["slabs", "size"])
@@ -353,7 +374,7 @@ def finish(
     partial_ptr,  # [slabs, size]
     dbias_ptr,  # [size]
     slabs, size,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    ISA: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     """dbias = the sum of all slabs, always in the same order."""
     col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
@@ -361,5 +382,5 @@ def finish(
     for first in range(0, slabs, BLOCK_ROWS):
         slab = first + tl.arange(0, BLOCK_ROWS)
         inside = (slab < slabs)[:, None] & (col < size)[None, :]
-        total += load(partial_ptr + slab.to(tl.int64)[:, None] * size + col[None, :], inside)
-    store(dbias_ptr + col, tl.sum(total, 0), col < size)
+        total += load_raw(partial_ptr + slab.to(tl.int64)[:, None] * size + col[None, :], inside)
+    store_sum(dbias_ptr + col, tl.sum(total, 0), col < size, ISA)

@@ -16,7 +16,8 @@ from torch import sym_min
 from triton_gelu._layout import Ints, Matrices
 
 WARPS = 4
-WARP_BYTES = 512  # what one warp reads in one 128-bit access
+WARP = 32  # threads; where a warp has more, a program has fewer warps
+WARP_BYTES = 16 * WARP  # what one warp reads in one 128-bit access
 PARTS = 4  # of a forward tile, an access a thread each: all are asked for at once, and stored one after another
 ALIGN = 8  # elements of a 128-bit access in 16 bit
 FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
@@ -31,16 +32,18 @@ TRANSPOSE_PROGRAMS = 16  # a processor: a few waves
 class Target:
     """What a plan needs to know of a device.
 
-    `processors` is the number of multiprocessors (compute units), `ptx` how much of NVIDIA's own instructions pays (see
-    `_formulas`), and `tile_scale` enlarges tiles where a program costs more than its elements.
+    `processors` is the number of multiprocessors (compute units), `isa` what it has instructions for (see `_formulas`),
+    `warp` the number of threads in a warp (wave), and `tile_scale` enlarges tiles where a program costs more than its
+    elements.
     """
 
     processors: int
-    ptx: int = 0
+    isa: int = 1
+    warp: int = WARP
     tile_scale: int = 1
 
 
-INTERPRETER = Target(processors=2, tile_scale=32)
+INTERPRETER = Target(processors=2, isa=0, tile_scale=32)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Launch:
     grid: tuple[int, int, int]
     integers: tuple[int, ...]
     constants: tuple[tuple[str, object], ...]
-    num_warps: int = WARPS
+    num_warps: int
     registers: int | None = None
 
     @property
@@ -89,7 +92,7 @@ def forward(matrices: Matrices, itemsize: int, formula: str, target: Target) -> 
             *_constants(matrices, formula, target, align, block_rows, block_cols, block_rows),
             ("BATCHED", matrices.batch > 1), ("FOLD", FOLD), ("ALIKE", _alike(matrices)), ("PARTS", PARTS),
         ),
-        num_warps=warps,
+        num_warps=_warps(warps, target),
     )  # fmt: skip
 
 
@@ -137,16 +140,17 @@ def backward(
             ("ALIKE", _alike(matrices)),
             ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias),
         ),
-        registers=REGISTERS if target.ptx and align == ALIGN and not needs_dy else None,
+        num_warps=_warps(WARPS, target),
+        registers=REGISTERS if target.isa > 1 and align == ALIGN and not needs_dy else None,
     )  # fmt: skip
-    return Backward(walk, slabs, finish(slabs, matrices.bias_size) if needs_bias and slabs > 1 else None)
+    return Backward(walk, slabs, finish(slabs, matrices.bias_size, target) if needs_bias and slabs > 1 else None)
 
 
-def finish(slabs: int, size: int) -> Launch:
+def finish(slabs: int, size: int, target: Target) -> Launch:
     """Plan the sum of `slabs` rows of partial sums, `size` columns each."""
     block_rows = block_cols = 32
-    constants = (("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols))
-    return Launch("finish", (_cdiv(size, block_cols), 1, 1), (slabs, size), constants)
+    constants = (("ISA", target.isa), ("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols))
+    return Launch("finish", (_cdiv(size, block_cols), 1, 1), (slabs, size), constants, _warps(WARPS, target))
 
 
 def forward_transpose(shape: Ints, x: Ints, formula: str, target: Target) -> Launch:
@@ -158,7 +162,7 @@ def backward_transpose(shape: Ints, x: Ints, dy: Ints, formula: str, target: Tar
     """Plan the backward pass of that, dy [batch, cols, rows] with strides `dy`."""
     walk = _transpose("backward_transpose", shape, x, dy, formula, target)
     slabs = walk.integers[3] * walk.grid[1]  # one for each tile of columns
-    return Backward(walk, slabs, finish(slabs, shape[1]) if needs_bias and slabs > 1 else None)
+    return Backward(walk, slabs, finish(slabs, shape[1], target) if needs_bias and slabs > 1 else None)
 
 
 def _transpose(kernel: str, shape: Ints, x: Ints, dy: Ints | None, formula: str, target: Target) -> Launch:
@@ -185,10 +189,10 @@ def _transpose(kernel: str, shape: Ints, x: Ints, dy: Ints | None, formula: str,
             *(stride // align for stride in strides), *(stride // across for stride in strides_dy),
         ),
         constants=(
-            ("FORMULA", formula), ("PTX", target.ptx), ("ALIGN", align), ("ACROSS", across),
+            ("FORMULA", formula), ("ISA", target.isa), ("ALIGN", align), ("ACROSS", across),
             ("WIDE", farthest >= 2**31), ("BLOCK_ROWS", block_rows), ("BLOCK_COLS", block_cols),
         ),
-        num_warps=warps,
+        num_warps=_warps(warps, target),
     )  # fmt: skip
 
 
@@ -233,12 +237,17 @@ def _constants(
     return (
         ("FORMULA", formula),
         ("BIAS", matrices.bias),
-        ("PTX", target.ptx),
+        ("ISA", target.isa),
         ("ALIGN", align),
         ("WIDE", matrices.cols + block_cols >= 2**31 or reach * widest >= 2**31),
         ("BLOCK_ROWS", block_rows),
         ("BLOCK_COLS", block_cols),
     )
+
+
+def _warps(warps: int, target: Target) -> int:
+    """As many threads as `warps` of `WARP` have."""
+    return max(warps * WARP // target.warp, 1)
 
 
 def _alike(matrices: Matrices) -> bool:

@@ -52,6 +52,8 @@ OPEN_TYPES = {  # by name: to import them takes a second
     "torch.distributed.tensor.DTensor",
 }
 """The types of tensors that take any operator."""
+ROUNDING = "gfx950", "gfx1250"
+"""The targets of AMD's that round to bfloat16 in an instruction."""
 
 
 def constant(function: F) -> F:
@@ -237,7 +239,16 @@ def triton_drives(device_type: str) -> bool:
         return False
 
 
-def ptx() -> int:
-    """How much of NVIDIA's own instructions pays on the active driver's device (see `_formulas`)."""
-    target = kernels.triton.runtime.driver.active.get_current_target()
-    return 0 if target.backend != "cuda" else 2 if target.arch >= 100 else 1
+def isa() -> int:
+    """What the active driver's device has instructions for (see `_formulas`)."""
+    active: Any = driver()
+    target = active.get_current_target()
+    if target.backend == "cuda":
+        return 3 if target.arch >= 100 else 2
+    return 0 if target.backend == "hip" and not target.arch.startswith(ROUNDING) else 1
+
+
+def warp() -> int:
+    """The number of threads in a warp of the active driver's device."""
+    active: Any = driver()
+    return int(active.get_current_target().warp_size)
