@@ -207,8 +207,10 @@ class _Rehearsal:
 
 def maker(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
     """What makes `torch.empty_strided` of these while the device is the current one, as compiled graphs do, sooner."""
-    quick = getattr(_makers, f"_empty_strided_{device.type}", None)
-    if quick is None:
+    quick: Any = getattr(_makers, f"_empty_strided_{device.type}", None)
+    try:
+        quick((0,), (1,), dtype)
+    except (RuntimeError, TypeError):  # not in this PyTorch, or not for this device
         return functools.partial(torch.empty_strided, size, stride, dtype=dtype, device=device)
     return functools.partial(quick, tuple(size), tuple(stride), dtype)
 
