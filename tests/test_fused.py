@@ -17,7 +17,7 @@ from triton.runtime import jit
 from truth import DTYPES, FORMULAS
 
 from perf.truth import gelu
-from triton_gelu import _fused, _operators, _seam, _transpose, bias_gelu, bias_gelu_transpose
+from triton_gelu import _fused, _launch, _operators, _seam, _transpose, bias_gelu, bias_gelu_transpose
 from triton_gelu._fused import Run
 from triton_gelu._kernels import store
 
@@ -131,6 +131,26 @@ def test_a_nan_of_any_bits_stays_one(
     for our, true in zip(ours, (y, dx, dx.sum(0), (v + vbias) * slope, ddx, ddx.sum(0)), strict=True):
         assert our is not None
         assert torch.equal(by_channel(our).isnan(), true.isnan())
+
+
+@pytest.mark.skipif(not _seam.INTERPRETED, reason="of a GPU's own plans others tell")
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((37, 300), 1), ((2, 6, 1101), 1), ((1, 44), 1), ((3, 2, 1500), 1)], ids=str
+)
+def test_narrow_rows_are_walked_two_steps_at_a_time(
+    shape: tuple[int, ...], dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, dy, bias = torch.randn(shape), torch.randn(shape), torch.randn(shape[dim])
+    one = _fused.Backward(dim, "tanh", (False, True, True))(None, None, dy, x, bias)
+    target = _launch.Target(processors=1, isa=2)
+    monkeypatch.setattr(_launch, "INTERPRETER", target)
+    plans = []
+    plan = _launch.backward
+    monkeypatch.setattr(_launch, "backward", lambda *args, **needs: plans.append(plan(*args, **needs)) or plans[-1])
+    two = _fused.Backward(dim, "tanh", (False, True, True))(None, None, dy, x, bias)
+    assert dict(plans[0].walk.constants)["PARTS"] == 2
+    torch.testing.assert_close(two[1], one[1], rtol=0, atol=0)
+    torch.testing.assert_close(two[2], one[2], rtol=1e-5, atol=1e-4)
 
 
 class Compiler:

@@ -186,14 +186,11 @@ def forward(
 
 
 @triton.jit
-def dgelu_tile(
-    dy, v, vbias, x, bias, ddy, dx, inside,
+def dgelu_part(
+    dy, v, vbias, x, bias, ddy, dx, inside, DTYPE: tl.constexpr,
     FORMULA: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr,
 ):  # fmt: skip
     """Stores ddy and dx, and returns what dbias is the sum of."""
-    DTYPE: tl.constexpr = x.dtype.scalar.element_ty
-    x = load_raw(x, inside)
-    dy = load_raw(dy, inside)  # both are on their way before either is waited for
     u = shift(x, bias, ISA, ALIGN)
     slope = widen(dy, DTYPE, ISA, ALIGN)
     if v is None:
@@ -223,6 +220,7 @@ def backward(
     FORMULA: tl.constexpr, BIAS: tl.constexpr, ISA: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     ALIKE: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """dx = dy * gelu'(u), u = x + bias, and its sums, in one pass.
 
@@ -239,20 +237,19 @@ def backward(
     first_batch = slab // segments * slab_batches
     row = tl.arange(0, BLOCK_ROWS).to(index)
     col = tl.arange(0, BLOCK_COLS).to(index)
-    if BIAS == "rows":
-        top = tl.program_id(0) * BLOCK_ROWS
-        left = (slab % segments * slab_steps).to(index) * BLOCK_COLS
-        steps = tl.minimum(slab_steps, tl.cdiv(cols - left, BLOCK_COLS))
-    else:
-        top = (slab % segments * slab_steps).to(rows.dtype) * BLOCK_ROWS
-        left = tl.program_id(0).to(index) * BLOCK_COLS
-        steps = tl.minimum(slab_steps, tl.cdiv(rows - top, BLOCK_ROWS))
     DOWN: tl.constexpr = 0 if BIAS == "rows" else BLOCK_ROWS
     RIGHT: tl.constexpr = BLOCK_COLS if BIAS == "rows" else 0
+    STEP: tl.constexpr = PARTS * (DOWN + RIGHT)
     if BIAS == "rows":
-        whole = tl.where(top + BLOCK_ROWS <= rows, tl.minimum(slab_steps, (cols - left) // BLOCK_COLS), 0)
+        top = tl.program_id(0) * BLOCK_ROWS
+        left = (slab % segments * slab_steps).to(index) * STEP
+        steps = tl.minimum(slab_steps, tl.cdiv(cols - left, STEP))
+        whole = tl.where(top + BLOCK_ROWS <= rows, tl.minimum(slab_steps, (cols - left) // STEP), 0)
     else:
-        whole = tl.where(left + BLOCK_COLS <= cols, tl.minimum(slab_steps, (rows - top) // BLOCK_ROWS), 0)
+        top = (slab % segments * slab_steps).to(rows.dtype) * STEP
+        left = tl.program_id(0).to(index) * BLOCK_COLS
+        steps = tl.minimum(slab_steps, tl.cdiv(rows - top, STEP))
+        whole = tl.where(left + BLOCK_COLS <= cols, tl.minimum(slab_steps, (rows - top) // STEP), 0)
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, ISA) + 0.0  # never -0: nor is a sum then
     vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, ISA)
@@ -266,14 +263,22 @@ def backward(
         ddy_tile = corner(ddy_ptr, b, top, left, dx_batch, dx_row, ALIGN)
         for EDGE in tl.static_range(2):  # whole tiles, which need no mask, then the others
             for step in range(whole if EDGE else 0, steps if EDGE else whole):
-                r = row + step * DOWN
-                c = col + step * RIGHT
-                inside = mask(r, c, rows - top, cols - left, EDGE)
-                total += dgelu_tile(
-                    pointers(dy_tile, r, c, dy_row, ALIGN), pointers(v_tile, r, c, v_row, ALIGN), vbias,
-                    pointers(x_tile, r, c, x_row, ALIGN), bias, pointers(ddy_tile, r, c, dx_row, ALIGN),
-                    pointers(dx_tile, r, c, dx_row, ALIGN), inside, FORMULA, ISA, ALIGN, NEEDS_DY, NEEDS_X,
-                )  # fmt: skip
+                xs = ()
+                dys = ()
+                for i in tl.static_range(PARTS):  # all are on their way before any is waited for
+                    r = row + (step * PARTS + i) * DOWN
+                    c = col + (step * PARTS + i) * RIGHT
+                    inside = mask(r, c, rows - top, cols - left, EDGE)
+                    xs += (load_raw(pointers(x_tile, r, c, x_row, ALIGN), inside),)
+                    dys += (load_raw(pointers(dy_tile, r, c, dy_row, ALIGN), inside),)
+                for i in tl.static_range(PARTS):
+                    r = row + (step * PARTS + i) * DOWN
+                    c = col + (step * PARTS + i) * RIGHT
+                    total += dgelu_part(
+                        dys[i], pointers(v_tile, r, c, v_row, ALIGN), vbias, xs[i], bias,
+                        pointers(ddy_tile, r, c, dx_row, ALIGN), pointers(dx_tile, r, c, dx_row, ALIGN),
+                        mask(r, c, rows - top, cols - left, EDGE), DTYPE, FORMULA, ISA, ALIGN, NEEDS_DY, NEEDS_X,
+                    )  # fmt: skip
 
     if NEEDS_BIAS:
         if BIAS == "rows":

@@ -22,7 +22,7 @@ PARTS = 4  # of a forward tile, an access a thread each: all are asked for at on
 ALIGN = 8  # elements of a 128-bit access in 16 bit
 FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
 PROGRAMS_PER_PROCESSOR = 8  # resident at once with four warps of 64 registers: the backward pass is one wave
-REGISTERS = 64  # of those programs; they are room to ask for x and dy at once, which NVIDIA's compiler does if told so
+REGISTERS = 64  # of those programs
 PARTIAL_SHARE = 0.02  # most of the traffic of a backward pass that partial sums may take
 TRANSPOSE_TILES = {"forward_transpose": (64, 128, 8), "backward_transpose": (32, 64, 4)}  # rows, columns, warps
 TRANSPOSE_PROGRAMS = 16  # a processor: a few waves
@@ -105,10 +105,13 @@ def backward(
     first, which has no gradient of dy.
     """
     block_rows, block_cols = _tile(matrices, WARP_BYTES // itemsize, WARPS * target.tile_scale)
+    align = matrices.alignment(ALIGN)
+    ahead = target.isa > 1 and not needs_dy  # NVIDIA's compiler puts loads off, unless something makes it ask early:
+    parts = 2 if ahead and align < ALIGN else 1  # of a step; or room for x and dy (REGISTERS), for full accesses enough
     if matrices.bias == "rows":
-        fixed, length, step = _cdiv(matrices.rows, block_rows), matrices.cols, block_cols
+        fixed, length, step = _cdiv(matrices.rows, block_rows), matrices.cols, block_cols * parts
     else:
-        fixed, length, step = _cdiv(matrices.cols, block_cols), matrices.rows, block_rows
+        fixed, length, step = _cdiv(matrices.cols, block_cols), matrices.rows, block_rows * parts
 
     # A partial sum is written and read once, in fp32; dy and x are read and dx is written.
     least = math.ceil(2 * 4 / (PARTIAL_SHARE * 3 * itemsize))
@@ -126,7 +129,6 @@ def backward(
         slab_steps = _cdiv(_cdiv(length, segments), step)
         slabs = wanted // segments * segments
 
-    align = matrices.alignment(ALIGN)
     reach = block_rows if matrices.bias == "rows" else slab_steps * step
     walk = Launch(
         kernel="backward",
@@ -138,10 +140,10 @@ def backward(
         constants=(
             *_constants(matrices, formula, target, align, block_rows, block_cols, reach),
             ("ALIKE", _alike(matrices)),
-            ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias),
+            ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias), ("PARTS", parts),
         ),
         num_warps=_warps(WARPS, target),
-        registers=REGISTERS if target.isa > 1 and align == ALIGN and not needs_dy else None,
+        registers=REGISTERS if ahead and parts == 1 else None,
     )  # fmt: skip
     return Backward(walk, slabs, finish(slabs, matrices.bias_size, target) if needs_bias and slabs > 1 else None)
 
@@ -239,7 +241,7 @@ def _constants(
         ("BIAS", matrices.bias),
         ("ISA", target.isa),
         ("ALIGN", align),
-        ("WIDE", matrices.cols + block_cols >= 2**31 or reach * widest >= 2**31),
+        ("WIDE", matrices.cols + PARTS * block_cols >= 2**31 or reach * widest >= 2**31),
         ("BLOCK_ROWS", block_rows),
         ("BLOCK_COLS", block_cols),
     )
