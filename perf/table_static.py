@@ -26,7 +26,7 @@ LEGEND = """\
 Static: compiled offline, never run. Counts are per element, the sum that finishes a bias gradient included.
   vector    instructions that compute, for each thread, a number (AMD: VALU); not memory, uniform and control
   regs      ! marks spills, / a branch at which the threads of a warp part
-  in flight bytes a processor waits for at a time, over those that hide memory's latency
+  in flight bytes a processor waits for at a time, over those that loads need to hide memory's latency
   headroom  time at memory bandwidth / time of the next busiest resource, which is the one named
   bound     time below which the launches cannot stay, in times of the library's
 """

@@ -1,6 +1,10 @@
 """The kernel road."""
 
+import functools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +20,7 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import jit
 from truth import DTYPES, FORMULAS
 
+from perf.results import ROOT
 from perf.truth import gelu
 from triton_gelu import _fused, _launch, _operators, _seam, _transpose, bias_gelu, bias_gelu_transpose
 from triton_gelu._fused import Run
@@ -103,7 +108,7 @@ NANS = {  # the last of each is a signalling one
 MIXED = [(torch.bfloat16, other) for other in DTYPES] + [(dtype, torch.bfloat16) for dtype in DTYPES[::2]]
 
 
-@pytest.mark.parametrize(("shape", "dim"), [((20, 120), 0), ((300, 20), 1)], ids=["dbias at once", "finished"])
+@pytest.mark.parametrize(("shape", "dim"), [((20, 120), 0), ((5000, 20), 1)], ids=["dbias at once", "finished"])
 @pytest.mark.parametrize(("dtype", "others"), MIXED, ids=str)
 def test_a_nan_of_any_bits_stays_one(
     dtype: torch.dtype, others: torch.dtype, shape: tuple[int, int], dim: int, device: str
@@ -131,6 +136,27 @@ def test_a_nan_of_any_bits_stays_one(
     for our, true in zip(ours, (y, dx, dx.sum(0), (v + vbias) * slope, ddx, ddx.sum(0)), strict=True):
         assert our is not None
         assert torch.equal(by_channel(our).isnan(), true.isnan())
+
+
+ONES = """
+import torch, triton
+from perf import gpus, offline
+from triton_gelu import _fused, _kernels
+for name in ("forward", "backward"):
+    setattr(_kernels, name, triton.jit(getattr(_kernels, name).fn))  # without do_not_specialize
+x = torch.empty(6, 4096, dtype=torch.bfloat16, device="meta")
+for x, dim in (x, None), (x[:1], 1), (x[:, :8].contiguous(), 1), (x[:4, None], 1), (x.as_strided((6, 5), (1, 1)), 1):
+    bias = None if dim is None else x.new_empty(x.shape[dim])
+    how = bias, dim or 0, "tanh"
+    call = lambda: (_fused.forward(x, *how), _fused.backward(x, x, *how, True, dim is not None))
+    assert len(offline.launches(gpus.B200, call)) >= 2
+"""
+
+
+def test_kernels_compile_where_a_compiler_makes_constants_of_ones() -> None:
+    """Inductor does, whatever a kernel asks for."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", ONES], env=environment, cwd=ROOT, check=True)
 
 
 @pytest.mark.skipif(not _seam.INTERPRETED, reason="of a GPU's own plans others tell")
@@ -273,6 +299,9 @@ def test_every_kernel_is_launched_on_the_device_of_its_tensors(device: str, monk
 
         return guarded
 
+    for kept in (_fused._kept_backward, _transpose._plan_forward, _transpose._plan_backward):
+        fresh = functools.lru_cache(kept.__wrapped__)  # keeps no plan that launches nothing
+        monkeypatch.setattr(_fused if kept is _fused._kept_backward else _transpose, kept.__name__, fresh)
     monkeypatch.setattr(_operators, "_calls", {})
     monkeypatch.setattr(_fused, "on", on)
     monkeypatch.setattr(_transpose, "on", on)
@@ -283,9 +312,6 @@ def test_every_kernel_is_launched_on_the_device_of_its_tensors(device: str, monk
     )
     bias_gelu(x, bias, dim=1).sum().backward()
     bias_gelu_transpose(x, bias).sum().backward()
-    _fused._kept_backward.cache_clear()  # it kept plans that launch nothing
-    _transpose._plan_forward.cache_clear()
-    _transpose._plan_backward.cache_clear()
     assert len(launched) >= 4
     assert all(where == [x.device] for where in launched)
 

@@ -8,7 +8,7 @@ from triton_gelu import _launch
 from triton_gelu._launch import Target
 from triton_gelu._layout import Matrices, matrices
 
-H100 = Target(processors=132)
+H100 = Target(processors=132, isa=2)
 KERNEL_LIMITS = (2**31 - 1, 65535, 65535)
 
 
@@ -92,7 +92,7 @@ def test_nvidia_s_compiler_is_told_how_many_programs_share_a_processor_where_acc
 
 
 def test_a_program_has_as_many_threads_where_warps_are_twice_as_large() -> None:
-    target = Target(processors=304, warp=64)
+    target = Target(processors=304, isa=0, warp=64)
     needs = {"needs_dy": False, "needs_x": True, "needs_bias": True}
     for m in (dense(4096, 768, dim=1), dense(4096, 96, dim=1), dense(8, 1280, 1500, dim=1)):
         assert 2 * _launch.forward(m, 2, "tanh", target).num_warps == plan(m)[0].num_warps

@@ -301,7 +301,7 @@ def test_results_are_made_as_empty_like_makes_them(
     assert device == "meta" or ours.data_ptr() != other.data_ptr()
 
 
-def test_compiled_graphs_make_tensors_as_we_do() -> None:
+def test_what_makes_the_tensors_of_compiled_graphs_is_in_this_pytorch() -> None:
     make = _seam.maker((2, 3), (3, 1), torch.float32, torch.device("cpu"))
     assert make.func is _seam._makers._empty_strided_cpu  # type: ignore[attr-defined]
 
@@ -328,5 +328,4 @@ def test_plans_know_a_target_s_instructions_and_warps(
     target: GPUTarget, isa: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_seam, "driver", lambda: SimpleNamespace(get_current_target=lambda: target))
-    assert _seam.isa() == isa
-    assert _seam.warp() == target.warp_size
+    assert _seam.architecture() == (isa, target.warp_size)

@@ -127,7 +127,7 @@ def reciprocal(d, ISA: tl.constexpr):
         return libdevice.fast_dividef(1.0, d)
 
 
-FOURS = tl.constexpr(4 * 128)  # elements from which on each of a program's threads, 128 at most, has four of its own
+FOURS = tl.constexpr(4 * 128)  # elements from which on each of 128 threads has four; programs of more have 1024
 
 
 @triton.jit
@@ -293,7 +293,7 @@ def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ISA: tl.constexpr):
 
 @triton.jit
 def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ISA: tl.constexpr):
-    """gelu'(n) if u < 0 else 1 - gelu'(n), without a choice: (u >= 0) -+ e m. u must not be -0: no sum with +0 is."""
+    """gelu'(n) if u < 0 else 1 - gelu'(n), without a choice: (u >= 0) -+ e m."""
     n = negative(u, FORMULA, DTYPE, True, ISA)
     if FORMULA == "none" and DTYPE != tl.float32:
         e, m = exponential(n, FORMULA, DTYPE, 0), exact_slope(n, DTYPE)
@@ -303,7 +303,7 @@ def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ISA: tl.constexpr):
     bits = u.to(tl.int32, bitcast=True)
     if ISA > 1:
         e = (e.to(tl.int32, bitcast=True) ^ (~bits & SIGN)).to(tl.float32, bitcast=True)
-        return fma(e, m, (u >= 0).to(tl.float32), 0)
+        return fma(e, m, (u >= 0).to(tl.float32), 0)  # u must not be -0: no sum with +0 is
     else:  # where instructions do no logic on three operands, but arithmetic on pairs
         side = (bits & SIGN | ONE_BITS).to(tl.float32, bitcast=True)
         return fma(e * neg(side), m, fma(side, 0.5, 0.5, 0), 0)

@@ -21,6 +21,8 @@ POINTER_ALIGNMENT = 16  # bytes; the only one that Triton asks for
 Maker = Callable[[], Tensor]
 Launcher = Callable[[Sequence[Tensor | None]], None]
 Finish = tuple[Maker, Launcher]
+ForwardPlan = tuple[object, Maker, Launcher | None, bool]
+BackwardPlan = tuple[object, Maker, Maker | None, Launcher | None, bool, Finish | None]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 Result = TypeVar("Result")
 
@@ -96,7 +98,7 @@ class Forward:
 
     def __init__(self, dim: int, approximate: str) -> None:
         self.dim, self.approximate = dim, approximate
-        self.planned: tuple[object, Maker, Launcher | None, bool] | None = None
+        self.planned: ForwardPlan | None = None
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         planned = self.planned
@@ -108,13 +110,13 @@ class Forward:
             run((dense(x, y) if copies else x, bias if bias is None else bias.contiguous(), y))
         return y
 
-    def _plan(self, x: Tensor, bias: Tensor | None) -> tuple[object, Maker, Launcher | None, bool]:
+    def _plan(self, x: Tensor, bias: Tensor | None) -> ForwardPlan:
         """For which driver, what makes y, what to launch (None: it has no elements), and whether x must be copied."""
-        y = torch.empty_like(x)
-        like_x = _seam.maker(y.shape, y.stride(), x.dtype, x.device)
+        lies = strides(x)
+        like_x = _seam.maker(x.shape, lies, x.dtype, x.device)
         if not x.numel():
             return _seam.driver(), like_x, None, False
-        walk, copies = beside(y.stride(), x.shape, None if bias is None else self.dim, x.stride())
+        walk, copies = beside(lies, x.shape, None if bias is None else self.dim, x.stride())
         launch = _launch.forward(walk, x.itemsize, self.approximate, target(x.device))
         return _seam.driver(), like_x, Run(launch, x.device).__call__, copies
 
@@ -124,7 +126,7 @@ class Backward:
 
     def __init__(self, dim: int, approximate: str, needs: tuple[bool, bool, bool]) -> None:
         self.dim, self.approximate, self.needs = dim, approximate, needs
-        self.planned: tuple[object, Maker, Maker | None, Launcher | None, bool, Finish | None] | None = None
+        self.planned: BackwardPlan | None = None
 
     def __call__(self, v: Tensor | None, vbias: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None) -> Gradients:
         planned = self.planned
@@ -148,19 +150,16 @@ class Backward:
             add_up((sums, dbias))
         return ddy, dx if needs_x else None, dbias
 
-    def _plan(
-        self, v: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None
-    ) -> tuple[object, Maker, Maker | None, Launcher | None, bool, Finish | None]:
+    def _plan(self, v: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None) -> BackwardPlan:
         """Like that of `Forward`, what makes dbias if it is needed, and how partial sums of it are added up, if any."""
         needs_dy, needs_x, needs_bias = self.needs
-        dx = torch.empty_like(x)
-        like_x = _seam.maker(dx.shape, dx.stride(), x.dtype, x.device)
+        lies = strides(x)
+        like_x = _seam.maker(x.shape, lies, x.dtype, x.device)
         like_bias = _seam.maker(bias.shape, (1,), bias.dtype, x.device) if bias is not None and needs_bias else None
         if not x.numel():
             return _seam.driver(), like_x, like_bias, None, False, None
         along = None if bias is None else self.dim
-        strides = dy.stride(), (dy if v is None else v).stride(), x.stride()
-        walk, copies = beside(dx.stride(), x.shape, along, *strides)
+        walk, copies = beside(lies, x.shape, along, dy.stride(), (dy if v is None else v).stride(), x.stride())
         plan = _launch.backward(
             walk, x.itemsize, self.approximate, target(x.device),
             needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias,
@@ -170,6 +169,11 @@ class Backward:
             sums = _seam.maker((plan.slabs, walk.bias_size), (walk.bias_size, 1), torch.float32, x.device)
             finish = sums, Run(plan.finish, x.device).__call__
         return _seam.driver(), like_x, like_bias, Run(plan.walk, x.device).__call__, copies, finish
+
+
+def strides(x: Tensor) -> tuple[int, ...]:
+    """How a result like x lies."""
+    return torch.empty_like(x, device="meta").stride()
 
 
 def dense(tensor: Tensor, like: Tensor) -> Tensor:
@@ -182,11 +186,12 @@ def target(device: torch.device) -> Target:
     if _seam.INTERPRETED:
         return _launch.INTERPRETER
     properties = torch.get_device_module(device).get_device_properties(device)
-    return Target(properties.multi_processor_count, isa=_seam.isa(), warp=_seam.warp())
+    isa, warp = on(device, _seam.architecture)()
+    return Target(properties.multi_processor_count, isa, warp)
 
 
 class Run:
-    """Launches a plan on its device's current stream, and keeps what Triton compiled for it.
+    """Launches a plan on the current stream of its device, the current one, and keeps what Triton compiled for it.
 
     Triton compiles anew for other types, constants, kinds of integers, devices, drivers, and alignments of pointers. A
     run is for one of each but the last. (On AMD it also asks whether a tensor's storage ends within 2 GiB, so that

@@ -20,6 +20,12 @@ TRANSPOSE_INTEGERS = ["batch", "rows", "cols", "col_tiles", "slab_batches", "x_b
 
 
 @triton.jit
+def integer(n):
+    """n as a tensor, even where a compiler has made a constant of a 1: Inductor minds no do_not_specialize."""
+    return n + tl.full((), 0, tl.int32)
+
+
+@triton.jit
 def corner(ptr, batch, top, left, batch_stride, row_stride, ALIGN: tl.constexpr):
     """Where a tile begins: 64 bits away, for tensors of any size."""
     if ptr is None:
@@ -147,7 +153,8 @@ def forward(
     """y = gelu(x + bias), one tile a program."""
     DTYPE: tl.constexpr = y_ptr.dtype.element_ty
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
-    cols = cols.to(index) * ALIGN
+    rows = integer(rows)
+    cols = tl.cast(cols, index) * ALIGN
     left = tl.program_id(0).to(index) * BLOCK_COLS
     number = tl.program_id(1) + tl.program_id(2) * FOLD
     if BATCHED:
@@ -165,9 +172,9 @@ def forward(
         y_batch, y_row = x_batch, x_row
     x = pointers(corner(x_ptr, b, top, left, x_batch, x_row, ALIGN), row, col, x_row, ALIGN)
     y = pointers(corner(y_ptr, b, top, left, y_batch, y_row, ALIGN), row, col, y_row, ALIGN)
-    x_step = x_row.to(index) * (DOWN * ALIGN) + RIGHT
-    y_step = y_row.to(index) * (DOWN * ALIGN) + RIGHT
-    whole = (top + BLOCK_ROWS <= rows) & (left + BLOCK_COLS <= cols)
+    x_step = tl.cast(x_row, index) * (DOWN * ALIGN) + RIGHT
+    y_step = tl.cast(y_row, index) * (DOWN * ALIGN) + RIGHT
+    whole = (top <= rows - BLOCK_ROWS) & (left <= cols - BLOCK_COLS)  # no sum here is past 2^31
     for EDGE in tl.static_range(2):
         if whole != (EDGE == 1):
             # All of x is on its way before any is waited for; y leaves part by part, so that few registers are taken.
@@ -230,7 +237,8 @@ def backward(
     leaves the sum over its slab behind in fp32.
     """
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
-    cols = cols.to(index) * ALIGN
+    rows = integer(rows)
+    cols = tl.cast(cols, index) * ALIGN
     if ALIKE:  # then offsets are computed once
         dy_batch, dy_row, v_batch, v_row, dx_batch, dx_row = x_batch, x_row, x_batch, x_row, x_batch, x_row
     slab = tl.program_id(1)
@@ -244,12 +252,12 @@ def backward(
         top = tl.program_id(0) * BLOCK_ROWS
         left = (slab % segments * slab_steps).to(index) * STEP
         steps = tl.minimum(slab_steps, tl.cdiv(cols - left, STEP))
-        whole = tl.where(top + BLOCK_ROWS <= rows, tl.minimum(slab_steps, (cols - left) // STEP), 0)
+        whole = tl.where(top <= rows - BLOCK_ROWS, tl.minimum(slab_steps, (cols - left) // STEP), 0)
     else:
         top = (slab % segments * slab_steps).to(rows.dtype) * STEP
         left = tl.program_id(0).to(index) * BLOCK_COLS
         steps = tl.minimum(slab_steps, tl.cdiv(rows - top, STEP))
-        whole = tl.where(left + BLOCK_COLS <= cols, tl.minimum(slab_steps, (rows - top) // STEP), 0)
+        whole = tl.where(left <= cols - BLOCK_COLS, tl.minimum(slab_steps, (rows - top) // STEP), 0)
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     bias = load_bias(bias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, ISA) + 0.0  # never -0: nor is a sum then
     vbias = load_bias(vbias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, ISA)

@@ -38,12 +38,12 @@ class Target:
     """
 
     processors: int
-    isa: int = 1
+    isa: int
     warp: int = WARP
     tile_scale: int = 1
 
 
-INTERPRETER = Target(processors=2, isa=0, tile_scale=32)
+INTERPRETER = Target(processors=2, isa=0, tile_scale=32)  # isa: its own rounding to bfloat16 truncates
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def _constants(
 
 def _warps(warps: int, target: Target) -> int:
     """As many threads as `warps` of `WARP` have."""
-    return max(warps * WARP // target.warp, 1)
+    return warps * WARP // target.warp
 
 
 def _alike(matrices: Matrices) -> bool:

@@ -241,16 +241,12 @@ def triton_drives(device_type: str) -> bool:
         return False
 
 
-def isa() -> int:
-    """What the active driver's device has instructions for (see `_formulas`)."""
+def architecture() -> tuple[int, int]:
+    """What the active driver's device has instructions for (see `_formulas`), and how many threads its warps have."""
     active: Any = driver()
     target = active.get_current_target()
     if target.backend == "cuda":
-        return 3 if target.arch >= 100 else 2
-    return 0 if target.backend == "hip" and not target.arch.startswith(ROUNDING) else 1
-
-
-def warp() -> int:
-    """The number of threads in a warp of the active driver's device."""
-    active: Any = driver()
-    return int(active.get_current_target().warp_size)
+        isa = 3 if target.arch >= 100 else 2
+    else:
+        isa = 0 if target.backend == "hip" and not target.arch.startswith(ROUNDING) else 1
+    return isa, int(target.warp_size)
