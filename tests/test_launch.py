@@ -55,7 +55,7 @@ def test_every_element_is_covered_and_grids_stay_in_bounds(
     assert backward.walk.grid[0] * block >= fixed
     assert backward.slabs % segments == 0
     assert backward.slabs // segments * slab_batches >= m.batch
-    slab_length = slab_steps * step
+    slab_length = slab_steps * step * constants["PARTS"]
     assert segments * slab_length >= length
     assert (segments - 1) * slab_length < length  # no slab is empty
 
