@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +71,8 @@ def test_the_second_backward_pass_computes_what_is_asked_for(needs: tuple[bool, 
 
 
 @pytest.mark.skipif(not _seam.INTERPRETED, reason="takes memory that is there only if it is touched")
-def test_rows_of_one_tile_may_lie_gigabytes_apart(tmp_path: Path) -> None:
+def test_rows_of_one_tile_may_lie_gigabytes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_launch, "INTERPRETER", replace(_launch.INTERPRETER, parts=4))
     rows, cols, far = 100, 512, 2**31 // 90 // 8 * 8  # the last rows lie more than 2^31 elements away
     x = torch.from_file(str(tmp_path / "x"), shared=True, size=rows * (far + cols), dtype=torch.bfloat16)
     x = x.as_strided((rows, cols), (far, 1)).copy_(torch.randn(rows, cols))
@@ -160,23 +162,31 @@ def test_kernels_compile_where_a_compiler_makes_constants_of_ones() -> None:
 
 
 @pytest.mark.skipif(not _seam.INTERPRETED, reason="of a GPU's own plans others tell")
-@pytest.mark.parametrize(
-    ("shape", "dim"), [((37, 300), 1), ((2, 6, 1101), 1), ((1, 44), 1), ((3, 2, 1500), 1)], ids=str
-)
-def test_narrow_rows_are_walked_two_steps_at_a_time(
-    shape: tuple[int, ...], dim: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("shape", "dim"), [((9, 300), 1), ((2, 3, 555), 1), ((1, 44), 1), ((700,), None)], ids=str)
+def test_tiles_in_parts_and_two_steps_at_a_time_change_nothing(
+    shape: tuple[int, ...], dim: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, dy, bias = torch.randn(shape), torch.randn(shape), torch.randn(shape[dim])
-    one = _fused.Backward(dim, "tanh", (False, True, True))(None, None, dy, x, bias)
-    target = _launch.Target(processors=1, isa=2)
-    monkeypatch.setattr(_launch, "INTERPRETER", target)
-    plans = []
-    plan = _launch.backward
-    monkeypatch.setattr(_launch, "backward", lambda *args, **needs: plans.append(plan(*args, **needs)) or plans[-1])
-    two = _fused.Backward(dim, "tanh", (False, True, True))(None, None, dy, x, bias)
-    assert dict(plans[0].walk.constants)["PARTS"] == 2
-    torch.testing.assert_close(two[1], one[1], rtol=0, atol=0)
-    torch.testing.assert_close(two[2], one[2], rtol=1e-5, atol=1e-4)
+    x, dy, bias = torch.randn(shape), torch.randn(shape), None if dim is None else torch.randn(shape[dim])
+    parts: list[object] = []
+
+    class Run(_fused.Run):
+        def __init__(self, launch: _launch.Launch, device: torch.device) -> None:
+            super().__init__(launch, device)
+            if launch.kernel != "finish":
+                parts.append(dict(launch.constants)["PARTS"])
+
+    def results() -> list[Tensor]:
+        y = _fused.Forward(dim or 0, "tanh")(x, bias)
+        gradients = _fused.Backward(dim or 0, "tanh", (False, True, bias is not None))(None, None, dy, x, bias)
+        return [y, *(each for each in gradients if each is not None)]
+
+    monkeypatch.setattr(_fused, "Run", Run)
+    whole = results()
+    monkeypatch.setattr(_launch, "INTERPRETER", _launch.Target(processors=1, isa=2))
+    y, dx, *dbias = results()
+    assert parts == [1, 1, 4, 2]
+    torch.testing.assert_close([y, dx], whole[:2], rtol=0, atol=0)
+    torch.testing.assert_close(dbias, whole[2:], rtol=1e-5, atol=1e-4)
 
 
 class Compiler:

@@ -33,17 +33,18 @@ class Target:
     """What a plan needs to know of a device.
 
     `processors` is the number of multiprocessors (compute units), `isa` what it has instructions for (see `_formulas`),
-    `warp` the number of threads in a warp (wave), and `tile_scale` enlarges tiles where a program costs more than its
-    elements.
+    `warp` the number of threads in a warp (wave), `parts` how many a forward tile is taken in, and `tile_scale`
+    enlarges tiles where a program costs more than its elements.
     """
 
     processors: int
     isa: int
     warp: int = WARP
+    parts: int = PARTS
     tile_scale: int = 1
 
 
-INTERPRETER = Target(processors=2, isa=0, tile_scale=32)  # isa: its own rounding to bfloat16 truncates
+INTERPRETER = Target(processors=2, isa=0, parts=1, tile_scale=32)  # isa: its own rounding to bfloat16 truncates
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def forward(matrices: Matrices, itemsize: int, formula: str, target: Target) -> 
         ),
         constants=(
             *_constants(matrices, formula, target, align, block_rows, block_cols, block_rows),
-            ("BATCHED", matrices.batch > 1), ("FOLD", FOLD), ("ALIKE", _alike(matrices)), ("PARTS", PARTS),
+            ("BATCHED", matrices.batch > 1), ("FOLD", FOLD), ("ALIKE", _alike(matrices)), ("PARTS", target.parts),
         ),
         num_warps=_warps(warps, target),
     )  # fmt: skip
