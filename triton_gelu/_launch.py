@@ -107,8 +107,10 @@ def backward(
     """
     block_rows, block_cols = _tile(matrices, WARP_BYTES // itemsize, WARPS * target.tile_scale)
     align = matrices.alignment(ALIGN)
-    ahead = target.isa > 1 and not needs_dy  # NVIDIA's compiler puts loads off, unless something makes it ask early:
-    parts = 2 if ahead and align < ALIGN else 1  # of a step; or room for x and dy (REGISTERS), for full accesses enough
+    # NVIDIA's compiler puts loads off. What makes it ask early: loads of a second step before the first is stored, or,
+    # which is enough for full accesses, room for x and dy at once (REGISTERS).
+    ahead = target.isa > 1 and not needs_dy
+    parts = 2 if ahead and align < ALIGN else 1
     if matrices.bias == "rows":
         fixed, length, step = _cdiv(matrices.rows, block_rows), matrices.cols, block_cols * parts
     else:
@@ -235,7 +237,7 @@ def _fits(size: int, block: int) -> bool:
 def _constants(
     matrices: Matrices, formula: str, target: Target, align: int, block_rows: int, block_cols: int, reach: int
 ) -> tuple[tuple[str, object], ...]:
-    """The constants of a kernel whose programs go `reach` rows from where they start."""
+    """The constants of a kernel whose programs go `reach` rows down, and past a row by PARTS tiles at most."""
     widest = max(row for _, row in matrices.strides)
     return (
         ("FORMULA", formula),
