@@ -27,7 +27,7 @@ test: lint
 
 # What PyTorch 2.13 brings to a GPU; beside its CPU build pip takes the newest Triton. Kernels have to pass under both.
 PINNED := triton==3.7.1
-KERNEL_TESTS := $(patsubst %,tests/test_%.py,formulas functional fused gpu launch layout modules seam analyse)
+KERNEL_TESTS := tests/core tests/formulas tests/ops tests/integration/test_modules.py tests/perf/test_gpu.py tests/perf/test_analyse.py
 
 .venv/pinned: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ $(PINNED)

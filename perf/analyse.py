@@ -36,7 +36,8 @@ from perf.offline import META, Call, launches
 from perf.progress import progress
 from perf.results import Row, UserError
 from perf.table_static import render
-from triton_gelu import _fused, _transpose
+from triton_gelu.core import run as _fused
+from triton_gelu.ops import bias_gelu_transpose as _transpose
 
 DIRECTIONS = ("forward", "backward")
 HALVES, ALL = ("bfloat16", "float16"), tuple(cases.DTYPES.values())

@@ -35,7 +35,7 @@ from perf.gpus import GPU, H100
 from perf.offline import DeviceModule, Driver, launches
 from perf.results import Row
 from perf.table import as_text
-from triton_gelu import _seam
+from triton_gelu.core import compat_torch as _seam
 
 SMALL = Case("small", (1, 64))
 BATCHES, LENGTHS = (1, 8, 32), (16, 37, 128, 200, 512)

@@ -17,7 +17,7 @@ import mpmath
 import numpy as np
 import numpy.typing as npt
 
-from triton_gelu import _formulas as formulas
+from triton_gelu.formulas import device as formulas
 
 Array = npt.NDArray[np.float64]
 

@@ -31,7 +31,8 @@ from perf.offline import META
 from perf.providers import BASELINE
 from perf.results import Row
 from perf.table import as_text, grouped
-from triton_gelu import _ops, _transpose
+from triton_gelu.core import dispatch as _ops
+from triton_gelu.ops import bias_gelu_transpose as _transpose
 
 TRAFFIC = "traffic"
 BATCH = 8

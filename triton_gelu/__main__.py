@@ -20,10 +20,15 @@ from types import ModuleType
 import torch
 
 import triton_gelu
-from triton_gelu import _fused, _launch, _operators, _reference, _seam
-from triton_gelu._launch import Launch, Target
-from triton_gelu._layout import matrices
-from triton_gelu.functional import FORMULAS
+
+from .core import compat_torch as _seam
+from .core import launch as _launch
+from .core import operators as _operators
+from .core import run as _fused
+from .core.launch import Launch, Target
+from .core.matrices import matrices
+from .formulas import plain as _reference
+from .functional import FORMULAS
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 ROADS: dict[ModuleType | None, str] = {

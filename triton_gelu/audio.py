@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from triton_gelu.functional import Approximate, bias_gelu_transpose
-from triton_gelu.modules import Conv1dGELU, LinearGELU
+from .functional import Approximate, bias_gelu_transpose
+from .modules import Conv1dGELU, LinearGELU
 
 LONGEST_PERIOD = 10_000
 """Of the positional embedding, over 2 pi (Vaswani et al., arXiv:1706.03762, section 3.5)."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from triton_gelu.functional import Approximate, bias_gelu, check_approximate, gelu
+from .functional import Approximate, bias_gelu, check_approximate, gelu
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 

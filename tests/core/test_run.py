@@ -1,0 +1,343 @@
+"""The kernel road."""
+
+import functools
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime import jit
+from truth import DTYPES, FORMULAS
+
+from perf.results import ROOT
+from perf.truth import gelu
+from triton_gelu import bias_gelu, bias_gelu_transpose
+from triton_gelu.core import compat_torch as _seam
+from triton_gelu.core import launch as _launch
+from triton_gelu.core import operators as _operators
+from triton_gelu.core import run as _fused
+from triton_gelu.core.run import Run
+from triton_gelu.ops import bias_gelu_transpose as _transpose
+from triton_gelu.ops.bias_gelu_kernels import store
+
+
+@pytest.mark.parametrize("approximate", FORMULAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("given", ["v and vbias", "v", "vbias"])
+def test_the_second_backward_pass_is_the_derivative_of_the_first(
+    given: str, dtype: torch.dtype, approximate: str, device: str
+) -> None:
+    x, dy, v = (torch.randn(3, 5, 40, device=device, dtype=torch.float64) for _ in range(3))
+    bias, vbias = torch.randn(5, device=device, dtype=torch.float64), torch.randn(5, device=device, dtype=torch.float64)
+    x, dy, v, bias, vbias = (t.to(dtype) for t in (x, dy, v, bias, vbias))
+    inputs = [t.double().requires_grad_() for t in (dy, x, bias)]
+    u = (inputs[1] + inputs[2][:, None]).detach().requires_grad_()
+    y = torch.nn.functional.gelu(u, approximate=approximate) if approximate != "sigmoid" else u * (1.702 * u).sigmoid()
+    (slope,) = torch.autograd.grad(y.sum(), u, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), u)
+    both = (v.double() if "v" in given.split() else 0) + (vbias.double()[:, None] if "vbias" in given else 0)
+    truth = (
+        (both * slope).detach(),
+        both * dy.double() * bend,
+        (both * dy.double() * bend).sum((0, 2)),
+    )
+    ours = _fused.double_backward(
+        v if "v" in given.split() else None,
+        vbias if "vbias" in given else None,
+        dy, x, bias, 1, approximate, (True, True, True),
+    )  # fmt: skip
+    for our, true in zip(ours, truth, strict=True):
+        assert our is not None
+        assert our.dtype == dtype
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(our.double(), true, rtol=4 * eps, atol=16 * eps)
+
+
+@pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)], ids=str)
+def test_the_second_backward_pass_computes_what_is_asked_for(needs: tuple[bool, bool, bool], device: str) -> None:
+    x, bias = torch.randn(6, 40, device=device), torch.randn(40, device=device)
+    everything = _fused.double_backward(x, bias, x, x, bias, 1, "tanh", (True, True, True))
+    some = _fused.double_backward(x, bias, x, x, bias, 1, "tanh", needs)
+    for wanted, one, same in zip(needs, some, everything, strict=True):
+        assert (one is not None) == wanted
+        assert one is None or same is None or torch.equal(one, same)
+
+
+@pytest.mark.skipif(not _seam.INTERPRETED, reason="takes memory that is there only if it is touched")
+def test_rows_of_one_tile_may_lie_gigabytes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_launch, "INTERPRETER", replace(_launch.INTERPRETER, parts=4))
+    rows, cols, far = 100, 512, 2**31 // 90 // 8 * 8  # the last rows lie more than 2^31 elements away
+    x = torch.from_file(str(tmp_path / "x"), shared=True, size=rows * (far + cols), dtype=torch.bfloat16)
+    x = x.as_strided((rows, cols), (far, 1)).copy_(torch.randn(rows, cols))
+    bias, dy = torch.randn(cols), torch.randn(rows, cols).bfloat16()
+    assert torch.equal(_fused.forward(x, bias, 1, "tanh"), _fused.forward(x.clone(), bias, 1, "tanh"))
+    for far_apart, dense in zip(
+        _fused.backward(dy, x, bias, 1, "tanh", True, True),
+        _fused.backward(dy, x.clone(), bias, 1, "tanh", True, True),
+        strict=True,
+    ):
+        assert torch.equal(far_apart, dense)
+
+
+@triton.jit
+def rounded(x_ptr, y_ptr, BLOCK: tl.constexpr, ISA: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    store(y_ptr + at, tl.load(x_ptr + at), None, ISA)
+
+
+@pytest.mark.parametrize("low", [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], ids=hex)
+def test_bfloat16_is_rounded_by_hand_as_by_pytorch(low: int, device: str) -> None:
+    """From every bfloat16 a bit, a tie or most of the way to the next: subnormals, and past the largest, too."""
+    x = ((torch.arange(1 << 16, dtype=torch.int32, device=device) << 16) + low).view(torch.float32)
+    y = torch.empty_like(x, dtype=torch.bfloat16)
+    rounded[(8,)](x, y, 8192, 0)
+    numbers = ~x.isnan()
+    assert torch.equal(y.view(torch.int16)[numbers], x.to(torch.bfloat16).view(torch.int16)[numbers])
+
+
+NANS = {  # the last of each is a signalling one
+    torch.float32: (torch.int32, (0x7FFFFFFF, -1, 0x7FFF8000, 0x7F800001)),
+    torch.float16: (torch.int16, (0x7FFF, -1, 0x7E00, 0x7C01)),
+    torch.bfloat16: (torch.int16, (0x7FFF, -1, 0x7FC0, 0x7F81)),
+}
+MIXED = [(torch.bfloat16, other) for other in DTYPES] + [(dtype, torch.bfloat16) for dtype in DTYPES[::2]]
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((20, 120), 0), ((5000, 20), 1)], ids=["dbias at once", "finished"])
+@pytest.mark.parametrize(("dtype", "others"), MIXED, ids=str)
+def test_a_nan_of_any_bits_stays_one(
+    dtype: torch.dtype, others: torch.dtype, shape: tuple[int, int], dim: int, device: str
+) -> None:
+    """Wherever it comes from, each in a channel of its own."""
+
+    def by_channel(tensor: Tensor) -> Tensor:
+        return tensor.movedim(dim % tensor.ndim, -1)
+
+    given = []
+    for place, size in enumerate((shape, (20,), shape, shape, (20,))):
+        tensor = torch.randn(size, device=device).to(others if place else dtype)
+        bits, nans = NANS[tensor.dtype]
+        by_channel(tensor.view(bits))[..., 4 * place : 4 * place + 4] = torch.tensor(nans, dtype=bits, device=device)
+        given.append(tensor)
+    x, bias, dy, v, vbias = given
+    ours = (
+        _fused.forward(x, bias, dim, "tanh"),
+        *_fused.backward(dy, x, bias, dim, "tanh", True, True),
+        *_fused.double_backward(v, vbias, dy, x, bias, dim, "tanh", (True, True, True)),
+    )
+    x, bias, dy, v, vbias = (by_channel(t.double()) for t in given)
+    y, slope, bend = (gelu(x + bias, "tanh", order) for order in range(3))
+    dx, ddx = dy * slope, (v + vbias) * dy * bend
+    for our, true in zip(ours, (y, dx, dx.sum(0), (v + vbias) * slope, ddx, ddx.sum(0)), strict=True):
+        assert our is not None
+        assert torch.equal(by_channel(our).isnan(), true.isnan())
+
+
+ONES = """
+import torch, triton
+from perf import gpus, offline
+from triton_gelu.core import run as _fused
+from triton_gelu.ops import bias_gelu_kernels as _kernels
+for name in ("forward", "backward"):
+    setattr(_kernels, name, triton.jit(getattr(_kernels, name).fn))  # without do_not_specialize
+x = torch.empty(6, 4096, dtype=torch.bfloat16, device="meta")
+for x, dim in (x, None), (x[:1], 1), (x[:, :8].contiguous(), 1), (x[:4, None], 1), (x.as_strided((6, 5), (1, 1)), 1):
+    bias = None if dim is None else x.new_empty(x.shape[dim])
+    how = bias, dim or 0, "tanh"
+    call = lambda: (_fused.forward(x, *how), _fused.backward(x, x, *how, True, dim is not None))
+    assert len(offline.launches(gpus.B200, call)) >= 2
+"""
+
+
+def test_kernels_compile_where_a_compiler_makes_constants_of_ones() -> None:
+    """Inductor does, whatever a kernel asks for."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", ONES], env=environment, cwd=ROOT, check=True)
+
+
+@pytest.mark.skipif(not _seam.INTERPRETED, reason="of a GPU's own plans others tell")
+@pytest.mark.parametrize(("shape", "dim"), [((9, 300), 1), ((2, 3, 555), 1), ((1, 44), 1), ((700,), None)], ids=str)
+def test_tiles_in_parts_and_two_steps_at_a_time_change_nothing(
+    shape: tuple[int, ...], dim: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, dy, bias = torch.randn(shape), torch.randn(shape), None if dim is None else torch.randn(shape[dim])
+    parts: list[object] = []
+
+    class Run(_fused.Run):
+        def __init__(self, launch: _launch.Launch, device: torch.device) -> None:
+            super().__init__(launch, device)
+            if launch.kernel != "finish":
+                parts.append(dict(launch.constants)["PARTS"])
+
+    def results() -> list[Tensor]:
+        y = _fused.Forward(dim or 0, "tanh")(x, bias)
+        gradients = _fused.Backward(dim or 0, "tanh", (False, True, bias is not None))(None, None, dy, x, bias)
+        return [y, *(each for each in gradients if each is not None)]
+
+    monkeypatch.setattr(_fused, "Run", Run)
+    whole = results()
+    monkeypatch.setattr(_launch, "INTERPRETER", _launch.Target(processors=1, isa=2))
+    y, dx, *dbias = results()
+    assert parts == [1, 1, 4, 2]
+    torch.testing.assert_close([y, dx], whole[:2], rtol=0, atol=0)
+    torch.testing.assert_close(dbias, whole[2:], rtol=1e-5, atol=1e-4)
+
+
+class Compiler:
+    """A kernel that remembers for which tensors it was compiled, and which of those compiled ones was launched."""
+
+    def __init__(self) -> None:
+        self.compiled_for: list[tuple[Any, ...]] = []
+        self.launched: list[int] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def compile(*args: Any, num_warps: int, **constants: Any) -> Any:
+            number = len(self.compiled_for)
+            self.compiled_for.append(args)
+            return {grid: lambda *args: self.launched.append(number)}
+
+        return compile
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    compiler = Compiler()
+    monkeypatch.setattr(_seam, "kernels", SimpleNamespace(forward=compiler, backward=compiler, finish=compiler))
+    monkeypatch.setattr(_seam, "driver", lambda: compiler)
+    monkeypatch.setattr(_operators, "_calls", {})
+    return compiler
+
+
+def shifted(dtype: torch.dtype, *shape: int, by: int = 1) -> Tensor:
+    """A tensor that begins `by` elements after an aligned address."""
+    return torch.zeros(math.prod(shape) + by, dtype=dtype)[by:].view(shape)
+
+
+X, BIAS = torch.zeros(4, 40), torch.zeros(40)
+OTHERS = {
+    "x starts elsewhere": (shifted(torch.float32, 4, 40), BIAS),
+    "the bias starts elsewhere": (X, shifted(torch.float32, 40)),
+    "both start elsewhere": (shifted(torch.float32, 4, 40), shifted(torch.float32, 40)),
+    "x has another type": (X.half(), BIAS),
+    "the bias has another type": (X, BIAS.half()),
+    "there is no bias": (X, None),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_was_compiled_for_other_tensors_is_not_launched(other: str, compiler: Compiler) -> None:
+    calls = ((X, BIAS), OTHERS[other])
+    for x, bias in calls * 2:
+        bias_gelu(x, bias)
+    assert len(compiler.compiled_for) == 2
+    assert compiler.launched == [0, 1]
+    for x, bias in calls * 2:
+        _fused.backward(x, x, bias, 1, "tanh", True, bias is not None)
+    assert len(compiler.compiled_for) == 4
+    assert compiler.launched == [0, 1, 2, 3]
+
+
+def test_what_was_compiled_for_another_driver_is_not_launched(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bias_gelu(X, BIAS)
+    monkeypatch.setattr(_seam, "driver", lambda: "another")
+    bias_gelu(X, BIAS)
+    assert len(compiler.compiled_for) == 2
+    assert not compiler.launched
+
+
+def test_what_is_watched_is_launched_by_triton_and_not_kept(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for watched in (True, False, True, False):
+        monkeypatch.setattr(_seam, "watched", lambda watched=watched: watched)
+        bias_gelu(X, BIAS)
+    assert len(compiler.compiled_for) == 3
+    assert compiler.launched == [1]  # the second, which nobody watched
+
+
+class Devices:
+    """torch.cuda with `count` devices, of which the first is the current one."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.current, self.switches = count, 0, 0
+
+    def device_count(self) -> int:
+        return self.count
+
+    def current_device(self) -> int:
+        return self.current
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, device.index
+        self.switches += 1
+        yield
+        self.current = before
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "switches"), [(1, "cuda:0", 0), (2, "cuda:0", 0), (2, "cuda:1", 1), (2, "cpu", 0)]
+)
+def test_memory_is_taken_and_kernels_are_launched_on_the_device_of_the_tensors(
+    count: int, device: str, switches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = Devices(count)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: devices)
+    where = _fused.on(torch.device(device), lambda *args: (devices.current, args))
+    assert where("x", "y") == (torch.device(device).index or 0, ("x", "y"))
+    assert (devices.current, devices.switches) == (0, switches)
+
+
+def test_every_kernel_is_launched_on_the_device_of_its_tensors(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: list[torch.device] = []
+    launched: list[list[torch.device]] = []
+
+    def on(device: torch.device, function: Any) -> Any:
+        def guarded(*args: Any) -> Any:
+            there.append(device)
+            result = function(*args)
+            there.pop()
+            return result
+
+        return guarded
+
+    for kept in (_fused._kept_backward, _transpose._plan_forward, _transpose._plan_backward):
+        fresh = functools.lru_cache(kept.__wrapped__)  # keeps no plan that launches nothing
+        monkeypatch.setattr(_fused if kept is _fused._kept_backward else _transpose, kept.__name__, fresh)
+    monkeypatch.setattr(_operators, "_calls", {})
+    monkeypatch.setattr(_fused, "on", on)
+    monkeypatch.setattr(_transpose, "on", on)
+    monkeypatch.setattr(Run, "__call__", lambda run, tensors: launched.append(there.copy()))
+    x, bias = (
+        torch.randn(2, 7, 19, device=device, requires_grad=True),
+        torch.randn(7, device=device, requires_grad=True),
+    )
+    bias_gelu(x, bias, dim=1).sum().backward()
+    bias_gelu_transpose(x, bias).sum().backward()
+    assert len(launched) >= 4
+    assert all(where == [x.device] for where in launched)
+
+
+@pytest.mark.skipif(not hasattr(jit, "native_specialize_impl"), reason="this Triton tells in another way what it asks")
+def test_triton_asks_for_nothing_of_a_tensor_that_kept_kernels_dont_know_it_by() -> None:
+    seen: dict[object, set[object]] = {}
+    for dtype in (*DTYPES, torch.float64):
+        for by in range(16):
+            for tensor in (shifted(dtype, 4, 40, by=by), shifted(dtype, 40, by=by)):
+                known = dtype, tensor.data_ptr() % _fused.POINTER_ALIGNMENT == 0
+                seen.setdefault(known, set()).add(jit.native_specialize_impl(CUDABackend, tensor, False, True, True))
+    assert all(len(answers) == 1 for answers in seen.values())

@@ -1,0 +1,54 @@
+"""The bias gradient, a sum of very many terms.
+
+fp32 adds terms with an error of at most n 2^-24 sum(|terms|), where n is the largest number of additions that a term
+goes through (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 4.2): lanes, then trees, then partial sums.
+"""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from truth import one_pass, spacing, true_pass
+
+from triton_gelu import bias_gelu
+from triton_gelu.core import launch as _launch
+from triton_gelu.core.launch import Target
+from triton_gelu.core.matrices import matrices
+
+ROWS = 1_000_000
+
+GRADIENTS = {
+    "random": lambda: torch.randn(ROWS, 2),
+    "of one sign": lambda: torch.rand(ROWS, 2),
+    "one huge, many tiny": lambda: torch.full((ROWS, 2), 2.0**-20).index_fill(0, torch.tensor([123_456]), 1.0),
+    "one huge at the end": lambda: torch.full((ROWS, 2), 2.0**-20).index_fill(0, torch.tensor([ROWS - 1]), 1.0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_the_bias_gradient_of_a_million_rows_is_within_2_ulp(kind: str, device: str) -> None:
+    x, bias, dy = (t.to(device, torch.bfloat16) for t in (torch.randn(ROWS, 2), torch.randn(2), GRADIENTS[kind]()))
+    _, _, dbias = one_pass(lambda x, bias: bias_gelu(x, bias), x, bias, dy)
+    _, _, true = true_pass(x, bias, dy, -1, "tanh")
+    assert isinstance(dbias, Tensor)
+    assert isinstance(true, Tensor)
+    assert ((dbias.double() - true).abs() <= 2 * spacing(true, torch.bfloat16)).all()
+
+
+@pytest.mark.parametrize("processors", [108, 132, 148])
+@pytest.mark.parametrize("cols", [2, 64, 768, 16384])
+def test_a_million_terms_of_one_sign_are_added_within_an_ulp_of_bfloat16(cols: int, processors: int) -> None:
+    walk = matrices((ROWS, cols), 1, (cols, 1), (cols, 1), (cols, 1))
+    assert walk is not None
+    plan = _launch.backward(walk, 2, "tanh", Target(processors, isa=2), needs_dy=False, needs_x=True, needs_bias=True)
+    _, _, _, _, _, steps, *_ = plan.walk.integers
+    constants: dict[str, Any] = dict(plan.walk.constants)
+    longest = steps * constants["PARTS"] + math.log2(constants["BLOCK_ROWS"])  # a lane's own sum, then a tree
+    if plan.finish is not None:
+        lanes = dict(plan.finish.constants)["BLOCK_ROWS"]
+        assert isinstance(lanes, int)
+        longest += math.ceil(plan.slabs / lanes) + math.log2(lanes)
+    assert longest * 2.0**-24 <= 2.0**-9  # and as much again to round the sum to bfloat16

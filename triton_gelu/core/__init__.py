@@ -1,0 +1,1 @@
+"""What every operator shares: it knows no operator and no formula."""

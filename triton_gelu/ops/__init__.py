@@ -1,0 +1,1 @@
+"""The fused operators: each says what its tensors are, and how each backend computes it."""

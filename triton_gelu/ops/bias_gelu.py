@@ -1,0 +1,162 @@
+"""Plain PyTorch that can be looked into: traced, batched, differentiated forward and backward, to any order.
+
+Only the maths is written in closed form. Two pointwise functions are differentiated by rule: `_Value`, gelu(u), and
+`_Slope`, v gelu'(u), which is the derivative of the first in either mode. The rest is left to PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ..core import compat_torch as _seam
+from ..formulas import plain as _reference
+
+
+def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
+    """gelu(x + bias) in x's dtype; arithmetic in fp32, or fp64 for fp64 x."""
+    return _value(_sum(x, bias, dim), approximate).to(x.dtype)
+
+
+def backward(
+    dy: Tensor, x: Tensor, bias: Tensor | None, dim: int, approximate: str, needs_x: bool, needs_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """dx and dbias, each if it is needed."""
+    u = _sum(x, bias, dim)
+    du = _slope(dy.to(u.dtype), u, approximate)
+    return du.to(x.dtype) if needs_x else None, _reduce(du, bias, dim) if needs_bias else None
+
+
+def double_backward(
+    v: Tensor | None,
+    vbias: Tensor | None,
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    approximate: str,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of `backward` for dy, x and bias, where those of dx and dbias are v and vbias (None: zero)."""
+    u = _sum(x, bias, dim)
+    v = _sum(torch.zeros_like(u) if v is None else v.to(u.dtype), vbias, dim)
+    du = _bend(v * dy, u, approximate)
+    return (
+        _slope(v, u, approximate).to(dy.dtype) if needs[0] else None,
+        du.to(x.dtype) if needs[1] else None,
+        _reduce(du, bias, dim) if needs[2] else None,
+    )
+
+
+def standard(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
+    """gelu(x + bias) in standard operators: what an exported graph holds."""
+    u = x if bias is None else x + _column(bias, x, dim)
+    if approximate == "sigmoid":
+        return (u * torch.sigmoid(_reference.LOGIT[approximate][0] * u)).to(x.dtype)
+    return torch.nn.functional.gelu(u, approximate=approximate).to(x.dtype)
+
+
+def _sum(x: Tensor, bias: Tensor | None, dim: int) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.to(wide) if bias is None else x.to(wide) + _column(bias.to(wide), x, dim)
+
+
+def _column(bias: Tensor, x: Tensor, dim: int) -> Tensor:
+    return bias.view(-1, *[1] * (x.ndim - dim - 1))
+
+
+def _reduce(du: Tensor, bias: Tensor | None, dim: int) -> Tensor | None:
+    if bias is None:
+        return None
+    others = [d for d in range(du.ndim) if d != dim]
+    return (du.sum(others) if others else du).to(bias.dtype)
+
+
+def _value(u: Tensor, approximate: str) -> Tensor:
+    if torch.compiler.is_dynamo_compiling():  # it refuses functions with a forward mode, and differentiates formulas
+        erfc = approximate == "none"
+        return u * (torch.erfc(u * -math.sqrt(0.5)) * 0.5) if erfc else _reference.gelu(u, approximate)
+    value: Tensor = _Value.apply(u, approximate)
+    return value
+
+
+def _slope(v: Tensor, u: Tensor, approximate: str) -> Tensor:
+    slope: Tensor = _Slope.apply(v, u, approximate)
+    return slope
+
+
+def _bend(v: Tensor, u: Tensor, approximate: str) -> Tensor:
+    """v gelu''(u): smooth as it is written."""
+    return v * _reference.d2gelu(u, approximate)
+
+
+class _Value(Function):
+    """gelu(u)."""
+
+    @staticmethod
+    def forward(u: Tensor, approximate: str) -> Tensor:
+        if not _seam.ordinary(u) or _seam.road(u) == "plain":
+            return _reference.gelu(u, approximate)
+        y: Tensor = torch.ops.triton_gelu.forward(u, None, 0, approximate)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        u, ctx.approximate = inputs
+        ctx.save_for_backward(u)
+        ctx.save_for_forward(u)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (u,) = ctx.saved_tensors
+        return _slope(dy, u, ctx.approximate), None
+
+    @staticmethod
+    def jvp(ctx: Any, du: Tensor, _: None) -> Tensor:
+        (u,) = ctx.saved_tensors
+        return _slope(du, u, ctx.approximate)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], u: Tensor, approximate: str) -> tuple[Tensor, int]:
+        return _value(u, approximate), in_dims[0]
+
+
+class _Slope(Function):
+    """v gelu'(u)."""
+
+    @staticmethod
+    def forward(v: Tensor, u: Tensor, approximate: str) -> Tensor:
+        if not _seam.ordinary(v, u) or _seam.road(u) == "plain":
+            return v * _reference.dgelu(u, approximate)
+        dx: Tensor = torch.ops.triton_gelu.backward(v, u, None, 0, approximate, [True, False])[0]
+        return dx
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+        v, u, ctx.approximate = inputs
+        ctx.save_for_backward(v, u)
+        ctx.save_for_forward(v, u)
+
+    @staticmethod
+    def backward(ctx: Any, w: Tensor) -> tuple[Tensor, Tensor, None]:
+        v, u = ctx.saved_tensors
+        return _slope(w, u, ctx.approximate), _bend(w * v, u, ctx.approximate), None
+
+    @staticmethod
+    def jvp(ctx: Any, dv: Tensor, du: Tensor, _: None) -> Tensor:
+        v, u = ctx.saved_tensors
+        return _slope(dv, u, ctx.approximate) + _bend(du * v, u, ctx.approximate)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, int | None, None], v: Tensor, u: Tensor, approximate: str
+    ) -> tuple[Tensor, int]:
+        v, u = (
+            t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+            for t, d in zip((v, u), in_dims[:2], strict=True)
+        )
+        return _slope(v, u, approximate), 0
