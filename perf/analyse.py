@@ -36,8 +36,10 @@ from perf.offline import META, Call, launches
 from perf.progress import progress
 from perf.results import Row, UserError
 from perf.table_static import render
-from triton_gelu.core import run as _fused
-from triton_gelu.ops import bias_gelu_transpose as _transpose
+from triton_gelu.core.dispatch import Backend
+from triton_gelu.core.op import Op
+from triton_gelu.ops.bias_gelu import BIAS_GELU
+from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 
 DIRECTIONS = ("forward", "backward")
 HALVES, ALL = ("bfloat16", "float16"), tuple(cases.DTYPES.values())
@@ -154,11 +156,19 @@ def library(case: Case) -> Call:
         position = torch.empty(case.position_shape, dtype=case.torch_dtype, device=META)
         if case.direction == "backward":
             dy = torch.empty(case.shape[0], *case.position_shape, dtype=case.torch_dtype, device=META)
-            return lambda: _transpose.backward(dy, x, bias, case.approximate, True, True)
-        return lambda: _transpose.forward(x, bias, position, case.approximate)
+            return lambda: kernels(BIAS_GELU_TRANSPOSE).backward(
+                dy, x, bias, None, case.approximate, (True, True, False)
+            )
+        return lambda: kernels(BIAS_GELU_TRANSPOSE).forward(x, bias, position, case.approximate)
     if case.direction == "backward":
-        return lambda: _fused.backward(x, x, bias, dim, case.approximate, True, bias is not None)
-    return lambda: _fused.forward(x, bias, dim, case.approximate)
+        return lambda: kernels(BIAS_GELU).backward(x, x, bias, dim, case.approximate, (True, bias is not None))
+    return lambda: kernels(BIAS_GELU).forward(x, bias, dim, case.approximate)
+
+
+def kernels(op: Op) -> Backend:
+    """The backend that launches an operator's kernels."""
+    assert op.launched is not None
+    return op.launched
 
 
 def answer(question: Question, dump: Path | None = None) -> list[Row]:

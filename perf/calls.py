@@ -35,7 +35,7 @@ from perf.gpus import GPU, H100
 from perf.offline import DeviceModule, Driver, launches
 from perf.results import Row
 from perf.table import as_text
-from triton_gelu.core import compat_torch as _seam
+from triton_gelu.core import compat_triton
 
 SMALL = Case("small", (1, 64))
 BATCHES, LENGTHS = (1, 8, 32), (16, 37, 128, 200, 512)
@@ -145,7 +145,7 @@ def unlaunched(gpu: GPU) -> Iterator[None]:
         return run(kernel, *args, grid=grid, warmup=True, **kwargs)
 
     triton.runtime.driver.set_active(_Driver(gpu))
-    _seam.triton_drives.cache_clear()
+    compat_triton.drives.cache_clear()
     with (
         mock.patch.object(JITFunction, "run", compile_only),
         mock.patch.object(CompiledKernel, "_init_handles"),

@@ -27,7 +27,7 @@ from perf.measure import Machine
 from perf.progress import progress
 from perf.providers import Provider
 from perf.results import DATA, ROOT, UserError
-from triton_gelu.core import compat_torch as _seam
+from triton_gelu.core import compat_triton
 
 MINUTE = 60.0
 ALL_S, TESTS_S, REPORT_S = 15 * MINUTE, 7 * MINUTE, 0.5 * MINUTE
@@ -58,7 +58,7 @@ def found() -> torch.device:
         built = torch.version.cuda or torch.version.hip
         advice = "is its driver installed?" if built else "this build is for CPUs only, install one for your GPU"
         raise UserError(f"PyTorch {torch.__version__} sees no GPU; {advice} (make gpu TORCH=...)")
-    if not _seam.triton_drives("cuda"):
+    if not compat_triton.drives("cuda")[0]:
         raise UserError("Triton is not installed, or does not drive this GPU: pip install triton")
     return torch.device("cuda", torch.cuda.current_device())
 

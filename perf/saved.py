@@ -31,8 +31,8 @@ from perf.offline import META
 from perf.providers import BASELINE
 from perf.results import Row
 from perf.table import as_text, grouped
-from triton_gelu.core import dispatch as _ops
-from triton_gelu.ops import bias_gelu_transpose as _transpose
+from triton_gelu.ops.bias_gelu import BIAS_GELU
+from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 
 TRAFFIC = "traffic"
 BATCH = 8
@@ -97,8 +97,8 @@ def sites(model: nn.Module, *args: Any) -> list[Case]:
 
     with (
         torch.no_grad(),
-        mock.patch.object(_ops, "bias_gelu", bias_gelu),
-        mock.patch.object(_transpose, "bias_gelu_transpose", bias_gelu_transpose),
+        mock.patch.object(BIAS_GELU, "call", bias_gelu),
+        mock.patch.object(BIAS_GELU_TRANSPOSE, "call", bias_gelu_transpose),
     ):
         model(*args)
     return found

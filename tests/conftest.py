@@ -1,6 +1,7 @@
 """Kernels run in Triton's interpreter on machines without a GPU: the switch must be set before Triton is imported."""
 
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -16,6 +17,28 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def device() -> str:
     """The device that kernels run on here."""
     return DEVICE
+
+
+@pytest.fixture
+def nothing_kept() -> Iterator[None]:
+    """Operators forget what they found out of calls before a test, and what they find out in it."""
+    from triton_gelu.ops.bias_gelu import BIAS_GELU
+    from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
+
+    for op in (BIAS_GELU, BIAS_GELU_TRANSPOSE):
+        op.cache.clear()
+    yield
+    for op in (BIAS_GELU, BIAS_GELU_TRANSPOSE):
+        op.cache.clear()
+
+
+@pytest.fixture
+def without_kernels(nothing_kept: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Triton has no driver for the device."""
+    from triton_gelu.core import compat_triton
+
+    answer = False, "Triton has no driver for this device"
+    monkeypatch.setattr(compat_triton, "drives", lambda device_type: answer)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What to paste in a bug report: versions, devices, the road each takes and why, and the launch plans of a shape.
+"""What to paste in a bug report: versions, devices, the backend of each and why, and the launch plans of a shape.
 
 Plans are pure functions: they can be read for GPUs that are not here.
 
@@ -15,27 +15,17 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 
 import torch
 
-import triton_gelu
-
-from .core import compat_torch as _seam
-from .core import launch as _launch
-from .core import operators as _operators
-from .core import run as _fused
+from . import __version__
+from .core import compat_triton, launch, run
 from .core.launch import Launch, Target
 from .core.matrices import matrices
-from .formulas import plain as _reference
-from .functional import FORMULAS
+from .formulas import FORMULAS
+from .ops.bias_gelu import BIAS_GELU
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-ROADS: dict[ModuleType | None, str] = {
-    _fused: "Triton kernels",
-    _reference: "PyTorch, in blocks that stay in the CPU's caches",
-    None: "plain PyTorch",
-}
 TARGETS = {  # GPUs to plan for that are not here
     "sm_80": ("A100", Target(108, isa=2)),
     "sm_90": ("H100", Target(132, isa=2)),
@@ -70,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def versions() -> Iterator[str]:
     """What is installed, a line each."""
-    yield f"triton_gelu  {triton_gelu.__version__}"
+    yield f"triton_gelu  {__version__}"
     yield f"torch        {torch.__version__} (CUDA {torch.version.cuda}, HIP {torch.version.hip})"
-    yield f"triton       {importlib.metadata.version('triton') if _seam.kernels else 'not installed'}"
+    yield f"triton       {importlib.metadata.version('triton') if compat_triton.triton else 'not installed'}"
     yield f"Python       {platform.python_version()} on {platform.system()} {platform.machine()}"
 
 
@@ -86,31 +76,22 @@ def devices() -> list[torch.device]:
 
 
 def device_line(device: torch.device) -> str:
-    """A device, what it is, the road its tensors take, and why."""
+    """A device, what it is, the backend that computes on it, and the reason of that choice."""
     if device.type == "cpu":
         name = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     else:
         module = torch.get_device_module(device)
         name = module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
-    single, double = (_operators.road(torch.empty(0, device=device, dtype=t)) for t in (torch.float32, torch.float64))
-    also = "" if single is double else f"; float64: {ROADS[double]}, since kernels compute in float32"
-    return f"{device!s:12} {name}\n{'':12} -> {ROADS[single]}: {why(device.type)}{also}"
-
-
-def why(device_type: str) -> str:
-    """Why tensors of this type take the road they take."""
-    if _seam.kernels is None:
-        return "Triton is not installed"
-    if _seam.INTERPRETED:
-        return f"TRITON_INTERPRET is set: kernels run in Python{'' if device_type == 'cpu' else ', on the CPU alone'}"
-    return f"Triton {'drives' if _seam.triton_drives(device_type) else 'has no driver for'} this device"
+    single, double = (BIAS_GELU.choose(torch.empty(0, device=device, dtype=t)) for t in (torch.float32, torch.float64))
+    also = "" if single.backend is double.backend else f"; float64: {double.backend.name}, since {double.reason}"
+    return f"{device!s:12} {name}\n{'':12} -> {single.backend.name}: {single.reason}{also}"
 
 
 def targets(names: Sequence[str] | None) -> dict[str, Target]:
     """What to plan for, by title: the GPUs named, else the first one here, else all that have a name."""
-    here = next((device for device in devices() if device.type != "cpu" and _seam.triton_drives(device.type)), None)
+    here = next((device for device in devices() if device.type != "cpu" and compat_triton.drives(device.type)[0]), None)
     if names is None and here is not None:
-        return {str(here): _fused.target(here)}
+        return {str(here): run.device_target(here)}
     return {f"{TARGETS[name][0]} ({name})": TARGETS[name][1] for name in names or TARGETS}
 
 
@@ -128,24 +109,24 @@ def plans(
     yield f"walked as {walked}, bias along its {forward.bias}" if dim is not None else f"walked as {walked}"
     for title, target in gpus.items():
         yield f"\n{title}, {target.processors} processors"
-        yield launch_line(_launch.forward(forward, dtype.itemsize, approximate, target))
+        yield launch_line(launch.forward(forward, dtype.itemsize, approximate, target))
         needs = {"needs_dy": False, "needs_x": True, "needs_bias": dim is not None}
-        both = _launch.backward(backward, dtype.itemsize, approximate, target, **needs)
+        both = launch.backward(backward, dtype.itemsize, approximate, target, **needs)
         yield f"{launch_line(both.walk)}, {both.slabs} partial sums" if both.finish else launch_line(both.walk)
         if both.finish:
             yield launch_line(both.finish)
 
 
-def launch_line(launch: Launch) -> str:
+def launch_line(planned: Launch) -> str:
     """A launch in a line: grid, warps, tile, then the other constants, the false ones left out."""
-    constants = dict(launch.constants)
-    grid, tile = "x".join(map(str, launch.grid)), f"{constants.pop('BLOCK_ROWS')}x{constants.pop('BLOCK_COLS')}"
+    constants = dict(planned.constants)
+    grid, tile = "x".join(map(str, planned.grid)), f"{constants.pop('BLOCK_ROWS')}x{constants.pop('BLOCK_COLS')}"
     flags = [
         name if value is True else f"{name}={value}"
         for name, value in constants.items()
         if value is not False and name not in ("FORMULA", "BIAS")
     ]
-    return ", ".join([f"  {launch.kernel:9} grid {grid}", f"{launch.num_warps} warps", f"tile {tile}", *flags])
+    return ", ".join([f"  {planned.kernel:9} grid {grid}", f"{planned.num_warps} warps", f"tile {tile}", *flags])
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

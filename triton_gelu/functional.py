@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .core import dispatch as _ops
-from .core.checks import FORMULAS, Approximate, check_approximate
-from .ops import bias_gelu_transpose as _transpose
+from .formulas import FORMULAS, Approximate, check_approximate
+from .ops.bias_gelu import BIAS_GELU
+from .ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 
 __all__ = ["FORMULAS", "Approximate", "bias_gelu", "bias_gelu_transpose", "check_approximate", "gelu"]
 
@@ -34,7 +34,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, dim: int = -1, approxima
         TypeError: x or bias is not a dense floating-point tensor, or dim is not an int.
         ValueError: a shape, a device, dim or approximate does not fit.
     """
-    return _ops.bias_gelu(x, bias, dim, approximate)
+    return BIAS_GELU.call(x, bias, dim, approximate)
 
 
 def gelu(x: Tensor, *, approximate: Approximate = "tanh") -> Tensor:
@@ -64,4 +64,4 @@ def bias_gelu_transpose(
         TypeError: x, bias or position is not a dense floating-point tensor.
         ValueError: a shape, a device or approximate does not fit.
     """
-    return _transpose.bias_gelu_transpose(x, bias, position, approximate)
+    return BIAS_GELU_TRANSPOSE.call(x, bias, position, approximate)

@@ -1,4 +1,4 @@
-"""The seam: which calls are ordinary, and what is left when private names are gone."""
+"""Private names of PyTorch and Triton: what they tell, and what is left when they are gone."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import CompiledKernel
 
 from triton_gelu import bias_gelu
-from triton_gelu.core import compat_torch as _seam
-from triton_gelu.core import operators as _operators
+from triton_gelu.core import compat_torch, compat_triton, run
+from triton_gelu.core.launch import Target
+from triton_gelu.ops.bias_gelu import BIAS_GELU, PLAIN
 
 
 def test_the_private_names_are_there() -> None:
-    assert _seam._known
+    assert compat_torch._complete
 
 
-def test_a_plain_call_is_ordinary() -> None:
+def test_a_plain_call_is_plain_eager() -> None:
     x = torch.randn(4, 8)
-    assert _seam.ordinary(x, None, torch.nn.Parameter(x[0]))
+    assert compat_torch.is_plain_eager(x, None, torch.nn.Parameter(x[0]))
     with torch.inference_mode():
-        assert _seam.ordinary(torch.randn(3))
+        assert compat_torch.is_plain_eager(torch.randn(3))
     with torch.autocast("cpu", torch.bfloat16):
-        assert _seam.ordinary(x)
+        assert compat_torch.is_plain_eager(x)
 
 
 class Subclass(Tensor):
@@ -88,21 +89,21 @@ WITHOUT_ADDRESS = {
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
 @pytest.mark.parametrize("kind", WITHOUT_ADDRESS)
-def test_a_tensor_without_an_address_is_not_ordinary(kind: str) -> None:
-    assert not _seam.ordinary(torch.randn(3), WITHOUT_ADDRESS[kind]())
+def test_a_tensor_without_an_address_is_not_plain_eager(kind: str) -> None:
+    assert not compat_torch.is_plain_eager(torch.randn(3), WITHOUT_ADDRESS[kind]())
 
 
-def test_a_tensor_on_meta_is_ordinary() -> None:
-    assert _seam.ordinary(torch.empty(3, device="meta"))
+def test_a_tensor_on_meta_is_plain_eager() -> None:
+    assert compat_torch.is_plain_eager(torch.empty(3, device="meta"))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_tensor_that_outlived_its_transform_is_not_ordinary(device: str) -> None:
+def test_a_tensor_that_outlived_its_transform_is_not_plain_eager(device: str) -> None:
     escaped: list[Tensor] = []
     vmap(lambda x: escaped.append(x) or x)(torch.randn(3, 4, device=device))
     old_vmap(lambda x: escaped.append(x) or x)(torch.randn(3, 4, device=device))
     assert [type(x) for x in escaped] == [Tensor, Tensor]
-    assert not any(map(_seam.ordinary, escaped))
+    assert not any(map(compat_torch.is_plain_eager, escaped))
 
 
 @contextmanager
@@ -115,23 +116,25 @@ def a_nested_tensor() -> Iterator[Tensor]:
     "where",
     [a_dispatch_mode, a_function_mode, forward_mode, a_subclass, a_negated_view, a_nested_tensor, zeros_without_memory],
 )
-def test_an_unusual_call_is_not_ordinary(where) -> None:  # type: ignore[no-untyped-def]
+def test_an_unusual_call_is_not_plain_eager(where) -> None:  # type: ignore[no-untyped-def]
     with where() as x:
-        assert not _seam.ordinary(x)
-        assert not _seam.ordinary(None, x)
+        assert not compat_torch.is_plain_eager(x)
+        assert not compat_torch.is_plain_eager(None, x)
 
 
-def test_a_transformed_call_is_neither_ordinary_nor_for_an_operator() -> None:
+def test_a_transformed_call_is_neither_plain_eager_nor_for_an_operator() -> None:
     asked = []
-    vmap(lambda x: asked.append((_seam.ordinary(x), _seam.operable(x))) or x)(torch.randn(3, 4))
+    vmap(lambda x: asked.append((compat_torch.is_plain_eager(x), compat_torch.takes_custom_op(x))) or x)(
+        torch.randn(3, 4)
+    )
     assert asked == [(False, False)]
 
 
-def test_without_the_private_names_the_slower_road_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_seam, "_known", False)
+def test_without_the_private_names_the_slower_way_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat_torch, "_complete", False)
     x, bias = torch.randn(4, 8, requires_grad=True), torch.randn(8, requires_grad=True)
-    assert not _seam.ordinary(x)
-    assert not _seam.operable(x)
+    assert not compat_torch.is_plain_eager(x)
+    assert not compat_torch.takes_custom_op(x)
 
     def plain(x: Tensor, bias: Tensor) -> Tensor:
         return F.gelu(x + bias, approximate="tanh")
@@ -145,9 +148,9 @@ def test_without_the_private_names_the_slower_road_is_right(monkeypatch: pytest.
         torch.testing.assert_close(function(bias_gelu), function(plain))
 
 
-def test_without_any_road_plain_pytorch_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_seam, "road", lambda x: "plain")
-    monkeypatch.setattr(_operators, "_calls", {})
+@pytest.mark.usefixtures("nothing_kept")
+def test_without_a_faster_backend_plain_pytorch_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BIAS_GELU, "backends", (PLAIN,))
     x, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 8), (8,)))
     assert torch.autograd.gradcheck(bias_gelu, (x, bias))
     assert torch.autograd.gradgradcheck(bias_gelu, (x, bias))
@@ -156,7 +159,7 @@ def test_without_any_road_plain_pytorch_is_right(monkeypatch: pytest.MonkeyPatch
 
 
 def test_compilers_take_marked_functions_for_constants() -> None:
-    @_seam.constant
+    @compat_torch.untraced
     def modules() -> int:
         return len(sys.modules)  # Dynamo would not trace it like this
 
@@ -192,7 +195,7 @@ class Kernel:
         knobs = triton.knobs.runtime
 
         def launch(*args: Any) -> None:
-            stream = _seam.driver().get_current_stream(3)  # type: ignore[attr-defined]
+            stream = compat_triton.driver().get_current_stream(3)  # type: ignore[attr-defined]
             hooks = "who is launched", knobs.launch_enter_hook, knobs.launch_exit_hook
             self.run(*self.arguments(grid, stream, hooks, *args))
 
@@ -226,7 +229,7 @@ class Twice(Kernel):
 
 @pytest.fixture
 def _driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_seam, "driver", Driver)
+    monkeypatch.setattr(compat_triton, "driver", Driver)
 
 
 GRID = (5, 6, 7)
@@ -236,7 +239,7 @@ GRID = (5, 6, 7)
 @pytest.mark.parametrize("device", [None, 3])
 def test_a_kernel_that_launches_as_we_know_it_is_launched_without_its_hooks(device: int | None) -> None:
     kernel = Kernel()
-    launch = _seam.launcher(kernel, GRID, device, (8, "constant"))
+    launch = compat_triton.launcher(kernel, GRID, device, (8, "constant"))
     assert not kernel.launches  # a rehearsal is no launch
     launch(("x", "y"))
     assert kernel.launches == [
@@ -248,7 +251,7 @@ def test_a_kernel_that_launches_as_we_know_it_is_launched_without_its_hooks(devi
 @pytest.mark.parametrize("kind", [ArgumentsFirst, WithoutFunction, Twice])
 def test_a_kernel_that_launches_in_another_way_is_launched_in_its_own(kind: type[Kernel]) -> None:
     kernel, same = kind(), kind()
-    _seam.launcher(kernel, GRID, 3, (8, "constant"))(("x", "y"))
+    compat_triton.launcher(kernel, GRID, 3, (8, "constant"))(("x", "y"))
     same[GRID]("x", "y", 8, "constant")
     assert kernel.launches == same.launches
     assert kernel.launches
@@ -261,7 +264,7 @@ def test_the_kernels_of_this_triton_launch_as_we_know_it(monkeypatch: pytest.Mon
     vars(kernel).update(
         module="loaded", function="function", packed_metadata="metadata", _run=launches.run, name="", src=None
     )
-    _seam.launcher(kernel, GRID, 3, (8, "constant"))(("x", "y"))
+    compat_triton.launcher(kernel, GRID, 3, (8, "constant"))(("x", "y"))
     kernel.module = None  # nothing to unload
     assert launches.launches == [
         (*GRID, "stream of 3", "function", "metadata", None, None, None, "x", "y", 8, "constant")
@@ -271,30 +274,32 @@ def test_the_kernels_of_this_triton_launch_as_we_know_it(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
 def test_hooks_and_the_debug_mode_watch(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
     knobs = triton.knobs.runtime
-    assert not _seam.watched()
+    assert not compat_triton.is_profiled()
     getattr(knobs, hook).add(print)
-    assert _seam.watched()
+    assert compat_triton.is_profiled()
     getattr(knobs, hook).remove(print)
-    assert not _seam.watched()
+    assert not compat_triton.is_profiled()
     with knobs.scope():
         setattr(knobs, hook, print)  # one hook instead of a chain
-        assert _seam.watched()
+        assert compat_triton.is_profiled()
     with knobs.scope():
         knobs.debug = True
-        assert _seam.watched()
-    assert not _seam.watched()
+        assert compat_triton.is_profiled()
+    assert not compat_triton.is_profiled()
 
 
-@pytest.mark.parametrize("makers", [_seam._makers, None], ids=["as compiled graphs do", "without the private name"])
+@pytest.mark.parametrize(
+    "makers", [compat_torch._allocators, None], ids=["as compiled graphs do", "without the private name"]
+)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)], ids=str)
 @pytest.mark.parametrize("inference", [False, True], ids=["", "inference"])
 def test_results_are_made_as_empty_like_makes_them(
     inference: bool, order: tuple[int, ...], device: str, makers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_seam, "_makers", makers)
+    monkeypatch.setattr(compat_torch, "_allocators", makers)
     x = torch.nn.Parameter(torch.empty((2, 3, 4), dtype=torch.float16, device=device).permute(order))
-    make = _seam.maker(x.shape, x.stride(), x.dtype, x.device)
+    make = compat_torch.allocator(x.shape, x.stride(), x.dtype, x.device)
     with torch.inference_mode(inference):
         ours, theirs, other = make(), torch.empty_like(x), make()
     for asked in (type, Tensor.size, Tensor.stride, Tensor.is_inference, Tensor.requires_grad.__get__):
@@ -304,12 +309,12 @@ def test_results_are_made_as_empty_like_makes_them(
 
 
 def test_what_makes_the_tensors_of_compiled_graphs_is_in_this_pytorch() -> None:
-    make = _seam.maker((2, 3), (3, 1), torch.float32, torch.device("cpu"))
-    assert make.func is _seam._makers._empty_strided_cpu  # type: ignore[attr-defined]
+    make = compat_torch.allocator((2, 3), (3, 1), torch.float32, torch.device("cpu"))
+    assert make.func is compat_torch._allocators._empty_strided_cpu  # type: ignore[attr-defined]
 
 
 def test_a_compilation_is_no_export() -> None:
-    function = torch.compile(lambda x: x * (2 if _seam.exporting() else 3), backend="eager", fullgraph=True)
+    function = torch.compile(lambda x: x * (2 if compat_torch.is_exporting() else 3), backend="eager", fullgraph=True)
     assert torch.equal(function(torch.ones(3)), torch.full((3,), 3.0))
 
 
@@ -329,5 +334,7 @@ def test_a_compilation_is_no_export() -> None:
 def test_plans_know_a_target_s_instructions_and_warps(
     target: GPUTarget, isa: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_seam, "driver", lambda: SimpleNamespace(get_current_target=lambda: target))
-    assert _seam.architecture() == (isa, target.warp_size)
+    monkeypatch.setattr(compat_triton, "driver", lambda: SimpleNamespace(get_current_target=lambda: target))
+    monkeypatch.setattr(compat_triton, "properties", lambda device: SimpleNamespace(multi_processor_count=7))
+    monkeypatch.setattr(compat_triton, "INTERPRETED", False)
+    assert run.device_target(torch.device("cpu")) == Target(7, isa, target.warp_size)

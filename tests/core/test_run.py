@@ -1,6 +1,5 @@
-"""The kernel road."""
+"""Plans launched: what kernels give, and which compiled kernel is launched for which tensors."""
 
-import functools
 import math
 import os
 import subprocess
@@ -24,13 +23,13 @@ from truth import DTYPES, FORMULAS
 from perf.results import ROOT
 from perf.truth import gelu
 from triton_gelu import bias_gelu, bias_gelu_transpose
-from triton_gelu.core import compat_torch as _seam
-from triton_gelu.core import launch as _launch
-from triton_gelu.core import operators as _operators
-from triton_gelu.core import run as _fused
+from triton_gelu.core import compat_triton, launch, run
 from triton_gelu.core.run import Run
-from triton_gelu.ops import bias_gelu_transpose as _transpose
+from triton_gelu.ops.bias_gelu import BIAS_GELU
 from triton_gelu.ops.bias_gelu_kernels import store
+
+LAUNCHED = BIAS_GELU.launched
+assert LAUNCHED is not None
 
 
 @pytest.mark.parametrize("approximate", FORMULAS)
@@ -53,7 +52,7 @@ def test_the_second_backward_pass_is_the_derivative_of_the_first(
         both * dy.double() * bend,
         (both * dy.double() * bend).sum((0, 2)),
     )
-    ours = _fused.double_backward(
+    ours = LAUNCHED.double_backward(
         v if "v" in given.split() else None,
         vbias if "vbias" in given else None,
         dy, x, bias, 1, approximate, (True, True, True),
@@ -68,24 +67,24 @@ def test_the_second_backward_pass_is_the_derivative_of_the_first(
 @pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)], ids=str)
 def test_the_second_backward_pass_computes_what_is_asked_for(needs: tuple[bool, bool, bool], device: str) -> None:
     x, bias = torch.randn(6, 40, device=device), torch.randn(40, device=device)
-    everything = _fused.double_backward(x, bias, x, x, bias, 1, "tanh", (True, True, True))
-    some = _fused.double_backward(x, bias, x, x, bias, 1, "tanh", needs)
+    everything = LAUNCHED.double_backward(x, bias, x, x, bias, 1, "tanh", (True, True, True))
+    some = LAUNCHED.double_backward(x, bias, x, x, bias, 1, "tanh", needs)
     for wanted, one, same in zip(needs, some, everything, strict=True):
         assert (one is not None) == wanted
         assert one is None or same is None or torch.equal(one, same)
 
 
-@pytest.mark.skipif(not _seam.INTERPRETED, reason="takes memory that is there only if it is touched")
+@pytest.mark.skipif(not compat_triton.INTERPRETED, reason="takes memory that is there only if it is touched")
 def test_rows_of_one_tile_may_lie_gigabytes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_launch, "INTERPRETER", replace(_launch.INTERPRETER, parts=4))
+    monkeypatch.setattr(run, "INTERPRETER", replace(launch.INTERPRETER, parts=4))
     rows, cols, far = 100, 512, 2**31 // 90 // 8 * 8  # the last rows lie more than 2^31 elements away
     x = torch.from_file(str(tmp_path / "x"), shared=True, size=rows * (far + cols), dtype=torch.bfloat16)
     x = x.as_strided((rows, cols), (far, 1)).copy_(torch.randn(rows, cols))
     bias, dy = torch.randn(cols), torch.randn(rows, cols).bfloat16()
-    assert torch.equal(_fused.forward(x, bias, 1, "tanh"), _fused.forward(x.clone(), bias, 1, "tanh"))
+    assert torch.equal(LAUNCHED.forward(x, bias, 1, "tanh"), LAUNCHED.forward(x.clone(), bias, 1, "tanh"))
     for far_apart, dense in zip(
-        _fused.backward(dy, x, bias, 1, "tanh", True, True),
-        _fused.backward(dy, x.clone(), bias, 1, "tanh", True, True),
+        LAUNCHED.backward(dy, x, bias, 1, "tanh", (True, True)),
+        LAUNCHED.backward(dy, x.clone(), bias, 1, "tanh", (True, True)),
         strict=True,
     ):
         assert torch.equal(far_apart, dense)
@@ -133,9 +132,9 @@ def test_a_nan_of_any_bits_stays_one(
         given.append(tensor)
     x, bias, dy, v, vbias = given
     ours = (
-        _fused.forward(x, bias, dim, "tanh"),
-        *_fused.backward(dy, x, bias, dim, "tanh", True, True),
-        *_fused.double_backward(v, vbias, dy, x, bias, dim, "tanh", (True, True, True)),
+        LAUNCHED.forward(x, bias, dim, "tanh"),
+        *LAUNCHED.backward(dy, x, bias, dim, "tanh", (True, True)),
+        *LAUNCHED.double_backward(v, vbias, dy, x, bias, dim, "tanh", (True, True, True)),
     )
     x, bias, dy, v, vbias = (by_channel(t.double()) for t in given)
     y, slope, bend = (gelu(x + bias, "tanh", order) for order in range(3))
@@ -148,15 +147,16 @@ def test_a_nan_of_any_bits_stays_one(
 ONES = """
 import torch, triton
 from perf import gpus, offline
-from triton_gelu.core import run as _fused
-from triton_gelu.ops import bias_gelu_kernels as _kernels
+from triton_gelu.ops import bias_gelu_kernels as kernels
+from triton_gelu.ops.bias_gelu import BIAS_GELU
 for name in ("forward", "backward"):
-    setattr(_kernels, name, triton.jit(getattr(_kernels, name).fn))  # without do_not_specialize
+    setattr(kernels, name, triton.jit(getattr(kernels, name).fn))  # without do_not_specialize
+LAUNCHED = BIAS_GELU.launched
 x = torch.empty(6, 4096, dtype=torch.bfloat16, device="meta")
 for x, dim in (x, None), (x[:1], 1), (x[:, :8].contiguous(), 1), (x[:4, None], 1), (x.as_strided((6, 5), (1, 1)), 1):
     bias = None if dim is None else x.new_empty(x.shape[dim])
     how = bias, dim or 0, "tanh"
-    call = lambda: (_fused.forward(x, *how), _fused.backward(x, x, *how, True, dim is not None))
+    call = lambda: (LAUNCHED.forward(x, *how), LAUNCHED.backward(x, x, *how, (True, dim is not None)))
     assert len(offline.launches(gpus.B200, call)) >= 2
 """
 
@@ -167,7 +167,8 @@ def test_kernels_compile_where_a_compiler_makes_constants_of_ones() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", ONES], env=environment, cwd=ROOT, check=True)
 
 
-@pytest.mark.skipif(not _seam.INTERPRETED, reason="of a GPU's own plans others tell")
+@pytest.mark.skipif(not compat_triton.INTERPRETED, reason="of a GPU's own plans others tell")
+@pytest.mark.usefixtures("nothing_kept")
 @pytest.mark.parametrize(("shape", "dim"), [((9, 300), 1), ((2, 3, 555), 1), ((1, 44), 1), ((700,), None)], ids=str)
 def test_tiles_in_parts_and_two_steps_at_a_time_change_nothing(
     shape: tuple[int, ...], dim: int | None, monkeypatch: pytest.MonkeyPatch
@@ -175,20 +176,21 @@ def test_tiles_in_parts_and_two_steps_at_a_time_change_nothing(
     x, dy, bias = torch.randn(shape), torch.randn(shape), None if dim is None else torch.randn(shape[dim])
     parts: list[object] = []
 
-    class Run(_fused.Run):
-        def __init__(self, launch: _launch.Launch, device: torch.device) -> None:
-            super().__init__(launch, device)
+    class Run(run.Run):
+        def __init__(self, launch: launch.Launch, kernels: Any, device: torch.device) -> None:
+            super().__init__(launch, kernels, device)
             if launch.kernel != "finish":
                 parts.append(dict(launch.constants)["PARTS"])
 
     def results() -> list[Tensor]:
-        y = _fused.Forward(dim or 0, "tanh")(x, bias)
-        gradients = _fused.Backward(dim or 0, "tanh", (False, True, bias is not None))(None, None, dy, x, bias)
+        BIAS_GELU.cache.clear()
+        y = LAUNCHED.forward(x, bias, dim or 0, "tanh")
+        gradients = LAUNCHED.backward(dy, x, bias, dim or 0, "tanh", (True, bias is not None))
         return [y, *(each for each in gradients if each is not None)]
 
-    monkeypatch.setattr(_fused, "Run", Run)
+    monkeypatch.setattr(run, "Run", Run)
     whole = results()
-    monkeypatch.setattr(_launch, "INTERPRETER", _launch.Target(processors=1, isa=2))
+    monkeypatch.setattr(run, "INTERPRETER", launch.Target(processors=1, isa=2))
     y, dx, *dbias = results()
     assert parts == [1, 1, 4, 2]
     torch.testing.assert_close([y, dx], whole[:2], rtol=0, atol=0)
@@ -201,6 +203,7 @@ class Compiler:
     def __init__(self) -> None:
         self.compiled_for: list[tuple[Any, ...]] = []
         self.launched: list[int] = []
+        self.driver = "Triton's active driver"
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def compile(*args: Any, num_warps: int, **constants: Any) -> Any:
@@ -212,11 +215,11 @@ class Compiler:
 
 
 @pytest.fixture
-def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+def compiler(nothing_kept: None, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     compiler = Compiler()
-    monkeypatch.setattr(_seam, "kernels", SimpleNamespace(forward=compiler, backward=compiler, finish=compiler))
-    monkeypatch.setattr(_seam, "driver", lambda: compiler)
-    monkeypatch.setattr(_operators, "_calls", {})
+    kernels = SimpleNamespace(forward=compiler, backward=compiler, finish=compiler)
+    monkeypatch.setattr(BIAS_GELU, "kernels", replace(BIAS_GELU.kernels, module=kernels))
+    monkeypatch.setattr(compat_triton, "driver", lambda: compiler.driver)
     return compiler
 
 
@@ -244,29 +247,27 @@ def test_what_was_compiled_for_other_tensors_is_not_launched(other: str, compile
     assert len(compiler.compiled_for) == 2
     assert compiler.launched == [0, 1]
     for x, bias in calls * 2:
-        _fused.backward(x, x, bias, 1, "tanh", True, bias is not None)
+        LAUNCHED.backward(x, x, bias, 1, "tanh", (True, bias is not None))
     assert len(compiler.compiled_for) == 4
     assert compiler.launched == [0, 1, 2, 3]
 
 
-def test_what_was_compiled_for_another_driver_is_not_launched(
-    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_compiled_for_another_driver_is_not_launched(compiler: Compiler) -> None:
     bias_gelu(X, BIAS)
-    monkeypatch.setattr(_seam, "driver", lambda: "another")
+    compiler.driver = "another"
     bias_gelu(X, BIAS)
     assert len(compiler.compiled_for) == 2
     assert not compiler.launched
 
 
-def test_what_is_watched_is_launched_by_triton_and_not_kept(
+def test_what_is_profiled_is_launched_by_triton_and_not_kept(
     compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for watched in (True, False, True, False):
-        monkeypatch.setattr(_seam, "watched", lambda watched=watched: watched)
+    for profiled in (True, False, True, False):
+        monkeypatch.setattr(compat_triton, "is_profiled", lambda profiled=profiled: profiled)
         bias_gelu(X, BIAS)
     assert len(compiler.compiled_for) == 3
-    assert compiler.launched == [1]  # the second, which nobody watched
+    assert compiler.launched == [1]  # the second, which nobody profiled
 
 
 class Devices:
@@ -297,11 +298,12 @@ def test_memory_is_taken_and_kernels_are_launched_on_the_device_of_the_tensors(
 ) -> None:
     devices = Devices(count)
     monkeypatch.setattr(torch, "get_device_module", lambda device: devices)
-    where = _fused.on(torch.device(device), lambda *args: (devices.current, args))
+    where = run.on_device(torch.device(device), lambda *args: (devices.current, args))
     assert where("x", "y") == (torch.device(device).index or 0, ("x", "y"))
     assert (devices.current, devices.switches) == (0, switches)
 
 
+@pytest.mark.usefixtures("nothing_kept")
 def test_every_kernel_is_launched_on_the_device_of_its_tensors(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     there: list[torch.device] = []
     launched: list[list[torch.device]] = []
@@ -315,12 +317,7 @@ def test_every_kernel_is_launched_on_the_device_of_its_tensors(device: str, monk
 
         return guarded
 
-    for kept in (_fused._kept_backward, _transpose._plan_forward, _transpose._plan_backward):
-        fresh = functools.lru_cache(kept.__wrapped__)  # keeps no plan that launches nothing
-        monkeypatch.setattr(_fused if kept is _fused._kept_backward else _transpose, kept.__name__, fresh)
-    monkeypatch.setattr(_operators, "_calls", {})
-    monkeypatch.setattr(_fused, "on", on)
-    monkeypatch.setattr(_transpose, "on", on)
+    monkeypatch.setattr(run, "on_device", on)
     monkeypatch.setattr(Run, "__call__", lambda run, tensors: launched.append(there.copy()))
     x, bias = (
         torch.randn(2, 7, 19, device=device, requires_grad=True),
@@ -338,6 +335,6 @@ def test_triton_asks_for_nothing_of_a_tensor_that_kept_kernels_dont_know_it_by()
     for dtype in (*DTYPES, torch.float64):
         for by in range(16):
             for tensor in (shifted(dtype, 4, 40, by=by), shifted(dtype, 40, by=by)):
-                known = dtype, tensor.data_ptr() % _fused.POINTER_ALIGNMENT == 0
+                known = dtype, tensor.data_ptr() % run.POINTER_ALIGNMENT == 0
                 seen.setdefault(known, set()).add(jit.native_specialize_impl(CUDABackend, tensor, False, True, True))
     assert all(len(answers) == 1 for answers in seen.values())

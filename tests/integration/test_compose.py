@@ -28,8 +28,6 @@ from torch.utils.checkpoint import checkpoint
 from ways import README, TABLE, table, ways
 
 from triton_gelu import GELU, MLP, BiasGELU, bias_gelu
-from triton_gelu.core import compat_torch as _seam
-from triton_gelu.core import operators as _operators
 
 Function = Callable[..., Any]
 
@@ -86,12 +84,11 @@ DISTRIBUTED = ("distributed", "distributed, along the bias")
 
 
 @pytest.fixture(autouse=True)
-def _road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _backend(request: pytest.FixtureRequest) -> None:
     """Ways without kernels are those of a machine without Triton."""
     way = request.node.callspec.params.get("way", "") if hasattr(request.node, "callspec") else ""
     if "no kernels" in way:
-        monkeypatch.setattr(_seam, "triton_drives", lambda device_type: False)
-        monkeypatch.setattr(_operators, "_calls", {})
+        request.getfixturevalue("without_kernels")
 
 
 def inputs(device: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -361,7 +358,7 @@ def test_reentrant_checkpoint(way: str, device: str) -> None:
 def test_selective_checkpoint(way: str, device: str) -> None:
     from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-    saved = [torch.ops.triton_gelu.forward.default]
+    saved = [torch.ops.triton_gelu.bias_gelu.default]
 
     def function(x: Tensor, bias: Tensor) -> Any:
         contexts = lambda: create_selective_checkpoint_contexts(saved)  # noqa: E731
@@ -482,17 +479,26 @@ def test_a_compiled_graph_holds_one_operator(device: str) -> None:
     compiled(bias_gelu, backend=lambda graph, _: graphs.append(graph) or graph.forward)(*inputs(device))
     (graph,) = graphs
     calls = [node.target for node in graph.graph.nodes if node.op == "call_function"]
-    assert [str(call) for call in calls] == ["triton_gelu.forward"]
+    assert [str(call) for call in calls] == ["triton_gelu.bias_gelu.default"]
 
 
 OPERATORS = {
-    "forward": lambda x, b: (x, b, 2, "tanh"),
-    "forward without bias": lambda x, b: (x, None, 0, "none"),
-    "forward of a channels-last chunk": lambda x, b: (x.transpose(1, 2)[:, ::2], b[::2], 1, "sigmoid"),
-    "backward": lambda x, b: (x.cos(), x, b, 2, "tanh", [True, True]),
-    "backward for the bias alone": lambda x, b: (x.cos(), x, b, 2, "none", [False, True]),
-    "double_backward": lambda x, b: (x.sin(), b.sin(), x.cos(), x, b, 2, "tanh", [True, True, True]),
-    "double_backward without gradient of the bias": lambda x, b: (x, None, x.cos(), x, b, 2, "none", [1, 1, 0]),
+    "bias_gelu": lambda x, b: (x, b, 2, "tanh"),
+    "bias_gelu without bias": lambda x, b: (x, None, 0, "none"),
+    "bias_gelu of a channels-last chunk": lambda x, b: (x.transpose(1, 2)[:, ::2], b[::2], 1, "sigmoid"),
+    "bias_gelu_backward": lambda x, b: (x.cos(), x, b, 2, "tanh", [True, True]),
+    "bias_gelu_backward for the bias alone": lambda x, b: (x.cos(), x, b, 2, "none", [False, True]),
+    "bias_gelu_double_backward": lambda x, b: (x.sin(), b.sin(), x.cos(), x, b, 2, "tanh", [True, True, True]),
+    "bias_gelu_double_backward without ddbias": lambda x, b: (
+        x,
+        None,
+        x.cos(),
+        x,
+        b,
+        2,
+        "none",
+        [1, 1, 0],
+    ),
 }
 
 
@@ -502,13 +508,13 @@ def test_opcheck(way: str, case: str, device: str) -> None:
     x, bias = inputs(device)
     name = case.split()[0]
     args = [
-        arg.detach().requires_grad_(name != "double_backward") if isinstance(arg, Tensor) else arg
+        arg.detach().requires_grad_(name != "bias_gelu_double_backward") if isinstance(arg, Tensor) else arg
         for arg in OPERATORS[case](x, bias)
-    ]  # double_backward has no derivative of its own: third derivatives are for bias_gelu
+    ]  # the double backward has no derivative of its own: third derivatives are for bias_gelu
     torch.library.opcheck(getattr(torch.ops.triton_gelu, name), args)
 
 
-@pytest.mark.parametrize("name", ["forward", "backward", "double_backward"])
+@pytest.mark.parametrize("name", ["bias_gelu", "bias_gelu_backward", "bias_gelu_double_backward"])
 @pytest.mark.parametrize("key", ["CPU", "CUDA", "XPU", "PrivateUse1"])
 def test_the_operators_are_there_on_every_device(name: str, key: str) -> None:
     assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"triton_gelu::{name}", key)
@@ -518,7 +524,7 @@ def test_the_operators_compute_what_the_function_does(device: str) -> None:
     operators = torch.ops.triton_gelu
     x, bias = inputs(device)
     dy, v, vbias = torch.randn_like(x), torch.randn_like(x), torch.randn_like(bias)
-    y = operators.forward(x, bias, 2, "tanh")
+    y = operators.bias_gelu(x, bias, 2, "tanh")
     assert_same(y, plain(x, bias))
     ours = torch.autograd.grad(y, (x, bias), dy.requires_grad_(), create_graph=True)
     theirs = torch.autograd.grad(plain(x, bias), (x, bias), dy, create_graph=True)

@@ -7,10 +7,8 @@ import torch
 
 from perf.gpus import GPUS
 from triton_gelu import __main__ as report
-from triton_gelu.core import compat_torch as _seam
-from triton_gelu.core import launch as _launch
-from triton_gelu.core import operators as _operators
-from triton_gelu.core import run as _fused
+from triton_gelu.core import compat_triton, launch
+from triton_gelu.ops.bias_gelu import BIAS_GELU
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -26,19 +24,22 @@ def test_versions_and_every_device_are_named(capsys: pytest.CaptureFixture[str],
     assert all(f"\n{each!s}" in text for each in report.devices())
 
 
-def test_the_road_it_names_is_the_road_a_call_takes(
+def test_the_backend_it_names_is_the_one_that_computes_a_call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
 ) -> None:
-    road = _operators.road(torch.empty(0, device=device))
-    assert road is _fused  # kernels run in these tests, interpreted or not
+    choice = BIAS_GELU.choose(torch.empty(0, device=device))
+    assert choice.backend is BIAS_GELU.launched  # kernels run in these tests, interpreted or not
+    assert choice.reason in report.device_line(torch.device(device))
     assert "Triton kernels" in report.device_line(torch.device(device))
     assert "float64: PyTorch" in report.device_line(torch.device(device))
-    monkeypatch.setattr(_seam, "triton_drives", lambda device_type: False)
-    monkeypatch.setattr(_seam, "INTERPRETED", False)
-    assert "PyTorch, in blocks" in report.device_line(torch.device("cpu"))
+    compat_triton.drives.cache_clear()
+    monkeypatch.setattr(compat_triton, "INTERPRETED", False)
+    assert "PyTorch, in cache-sized blocks" in report.device_line(torch.device("cpu"))
     assert "Triton has no driver for this device" in report.device_line(torch.device("cpu"))
-    monkeypatch.setattr(_seam, "kernels", None)
+    compat_triton.drives.cache_clear()
+    monkeypatch.setattr(compat_triton, "triton", None)
     assert "Triton is not installed" in printed(capsys)
+    compat_triton.drives.cache_clear()
 
 
 def test_a_shape_is_planned_as_a_call_would_be(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +51,7 @@ def test_a_shape_is_planned_as_a_call_would_be(capsys: pytest.CaptureFixture[str
     strides = torch.empty(shape, device="meta").stride()
     walk = report.matrices(shape, 1, strides, strides)
     assert walk is not None
-    plan = _launch.forward(walk, 2, "none", report.TARGETS["sm_90"][1])
+    plan = launch.forward(walk, 2, "none", report.TARGETS["sm_90"][1])
     assert f"forward   grid {'x'.join(map(str, plan.grid))}, {plan.num_warps} warps" in text
     assert "partial sums\n  finish" in text
 

@@ -1,4 +1,4 @@
-"""bias_gelu_transpose: values and gradients on the kernels' road and on the composed one."""
+"""bias_gelu_transpose: values and gradients by kernels, and composed of other operations."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,10 +10,8 @@ from truth import DTYPES, FORMULAS, assert_no_worse_than, summation_slack, torch
 
 from perf.truth import spacing
 from triton_gelu import bias_gelu_transpose
-from triton_gelu.core import compat_torch as _seam
-from triton_gelu.core import launch as _launch
-from triton_gelu.core import operators as _operators
-from triton_gelu.ops import bias_gelu_transpose as _transpose
+from triton_gelu.core import launch, run
+from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 
 Function = Callable[..., Tensor]
 
@@ -63,11 +61,8 @@ def tensors(n: int, c: int, length: int, dtype: torch.dtype, device: str) -> tup
 
 
 @pytest.fixture
-def _kernels_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def composed(*args: object) -> Tensor:
-        raise AssertionError("the kernels' road was expected")
-
-    monkeypatch.setattr(_transpose, "composed", composed)
+def _kernels_only(nothing_kept: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BIAS_GELU_TRANSPOSE, "backends", BIAS_GELU_TRANSPOSE.backends[:1])
 
 
 @pytest.mark.parametrize("approximate", FORMULAS)
@@ -118,8 +113,8 @@ def test_there_may_be_no_bias_and_no_position(given: tuple[bool, bool], device: 
 def test_many_tiles_and_batches_are_right_and_two_runs_give_identical_bits(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_launch, "INTERPRETER", replace(_launch.INTERPRETER, tile_scale=1))
-    monkeypatch.setattr(_launch, "TRANSPOSE_PROGRAMS", 4)  # then two tiles a program, and slabs to add up
+    monkeypatch.setattr(run, "INTERPRETER", replace(launch.INTERPRETER, tile_scale=1))
+    monkeypatch.setattr(launch, "TRANSPOSE_PROGRAMS", 4)  # then two tiles a program, and slabs to add up
     *inputs, dy = tensors(3, 40, 70, torch.float32, device)
     first, second = check(*inputs, dy), results(bias_gelu_transpose, tuple(inputs), dy)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None)
@@ -186,9 +181,8 @@ def test_empty_tensors_stay_empty_and_have_zero_gradients(shape: tuple[int, int,
         assert torch.equal(gradient, torch.zeros_like(tensor))
 
 
-def test_without_triton_it_is_the_same_function(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    monkeypatch.setattr(_seam, "triton_drives", lambda device_type: False)
-    monkeypatch.setattr(_operators, "_calls", {})
+@pytest.mark.usefixtures("without_kernels")
+def test_without_triton_it_is_the_same_function(device: str) -> None:
     check(*tensors(2, 8, 40, torch.bfloat16, device), "none")
 
 

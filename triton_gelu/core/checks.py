@@ -1,62 +1,56 @@
-"""What arguments must be: an error names the argument, what came and what was expected."""
+"""What the tensors of an operator must be, from its declaration: an error names the argument, what came, what fits."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-Approximate = Literal["tanh", "none", "sigmoid"]
-FORMULAS: tuple[str, ...] = get_args(Approximate)
+from .declare import VECTOR, Arg
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> int:
-    """Raise unless these are arguments of `bias_gelu`, as it says; `dim` counted from the front."""
+def check_lead(name: str, x: Tensor) -> None:
+    """Raise unless this is a dense floating-point tensor."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
-    _check_dense("x", x)
-    check_approximate(approximate)
-    ndim = x.ndim
-    if ndim == 0:
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    _check_dense(name, x)
+
+
+def check_others(args: Sequence[Arg], tensors: Sequence[Tensor | None], dim: int) -> None:
+    """Raise unless the tensors after the first fit it: dense, on its device, of the shape they are declared to have."""
+    (lead, *others), (x, *rest) = args, tensors
+    assert x is not None
+    for arg, tensor in zip(others, rest, strict=True):
+        if tensor is None and arg.optional:
+            continue
+        if not isinstance(tensor, Tensor):
+            expected = "a torch.Tensor or None" if arg.optional else "a torch.Tensor"
+            raise TypeError(f"{arg.name} must be {expected}, got {type(tensor).__name__}")
+        if arg.differentiable:
+            _check_dense(arg.name, tensor)
+        shape = arg.kind.shape(x.shape, dim)
+        if tensor.shape != shape:
+            why = f" and dim {dim}" if arg.kind is VECTOR else ""
+            raise ValueError(
+                f"{arg.name} must have shape {shape} for {lead.name} of shape {tuple(x.shape)}{why},"
+                f" got shape {tuple(tensor.shape)}"
+            )
+        if tensor.device != x.device:
+            raise ValueError(f"{arg.name} must be on {lead.name}'s device, {x.device}, got {tensor.device}")
+
+
+def check_dim(dim: int, x: Tensor) -> int:
+    """The dimension of x that `dim` says, counted from the front; raise where there is no such dimension."""
+    if x.ndim == 0:
         raise ValueError("x must have at least one dimension, got a 0-d tensor")
     if type(dim) is not int:
         raise TypeError(f"dim must be an int, got {type(dim).__name__}")
-    if not -ndim <= dim < ndim:
-        raise ValueError(f"dim must be in [{-ndim}, {ndim - 1}] for x of shape {tuple(x.shape)}, got {dim}")
-    dim %= ndim
-    _check_added("bias", bias, (x.shape[dim],), x, f" and dim {dim}")
-    return dim
-
-
-def check_transposed(x: Tensor, bias: Tensor | None, position: Tensor | None, approximate: str) -> None:
-    """Raise unless these are arguments of `bias_gelu_transpose`, as it says."""
-    if isinstance(x, Tensor) and x.ndim != 3:
-        raise ValueError(f"x must have three dimensions, [N, C, L], got shape {tuple(x.shape)}")
-    check(x, bias, 1, approximate)
-    _check_added("position", position, (x.shape[2], x.shape[1]), x)
-
-
-def _check_added(name: str, tensor: Tensor | None, shape: tuple[int, ...], x: Tensor, why: str = "") -> None:
-    """Raise unless this is None, or a dense tensor of `shape` beside x."""
-    if tensor is None:
-        return
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor or None, got {type(tensor).__name__}")
-    _check_dense(name, tensor)
-    if tensor.shape != shape:
-        raise ValueError(
-            f"{name} must have shape {shape} for x of shape {tuple(x.shape)}{why}, got shape {tuple(tensor.shape)}"
-        )
-    if tensor.device != x.device:
-        raise ValueError(f"{name} must be on x's device, {x.device}, got {tensor.device}")
-
-
-def check_approximate(approximate: str) -> None:
-    """Raise ValueError unless `approximate` is a formula we have."""
-    if approximate not in FORMULAS:
-        raise ValueError(f"approximate must be one of {', '.join(map(repr, FORMULAS))}, got {approximate!r}")
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim must be in [{-x.ndim}, {x.ndim - 1}] for x of shape {tuple(x.shape)}, got {dim}")
+    return dim % x.ndim
 
 
 def _check_dense(name: str, tensor: Tensor) -> None:

@@ -1,116 +1,110 @@
-"""Which road a call takes.
-
-Three roads compute the same function: kernels (`_fused`), blocked PyTorch on a CPU (`_reference`), and plain PyTorch
-(`_transforms`). An ordinary call takes the fastest, here, at the least cost. A compiler, a mode or a sharded tensor is
-given an operator (`_operators`); what wants to look inside, such as torch.func, is given plain PyTorch.
-"""
+"""Which backend computes a call, and why: the one place where that is decided."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from ..ops import bias_gelu as _transforms
-from . import compat_torch as _seam
-from . import operators as _operators
-from . import run as _fused
-from .checks import check
-from .compat_torch import ordinary
-from .operators import Call, found
+from . import compat_triton
+from .declare import Tensors
+from .plan import Plan
 
 
-def bias_gelu(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
-    """gelu(x + bias) by the fastest road that is right for this call."""
-    if not ordinary(x, bias):
-        return _any(x, bias, check(x, bias, dim, approximate), approximate)
-    call = found(x, bias, dim, approximate)
-    if (x.requires_grad or (bias is not None and bias.requires_grad)) and torch.is_grad_enabled():
-        y: Tensor = _record(x, bias, call)
-        return y
-    return call.forward(x, bias)
+@dataclass(frozen=True)
+class Support:
+    """Whether a backend can compute on some tensor, and why or why not."""
+
+    possible: bool
+    reason: str
+
+    @classmethod
+    def yes(cls, reason: str) -> Support:
+        return cls(True, reason)
+
+    @classmethod
+    def no(cls, reason: str) -> Support:
+        return cls(False, reason)
 
 
-def _any(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
-    if _seam.exporting():
-        return _transforms.standard(x, bias, dim, approximate)
-    if not _seam.operable(x, bias):
-        return _transforms.forward(x, bias, dim, approximate)
-    _reveal()
-    if _seam.sharded(x):
-        _register_sharding()
-    y: Tensor = torch.ops.triton_gelu.forward(x, bias, dim, approximate)
-    return y
+def always(x: Tensor) -> Support:
+    """The support of a backend that takes every tensor."""
+    return Support.yes("it takes every tensor")
 
 
-@_seam.constant
-def _reveal() -> None:
-    _operators.reveal()
+@dataclass(frozen=True)
+class Backend:
+    """How an operator is computed in one way, on tensors in memory.
+
+    Attributes:
+        name: by which people know it, in rows and messages.
+        forward: of the operator's arguments, the result.
+        backward: of the gradient of that, the arguments and, last, which gradients are needed: the gradients, in the
+            order of the differentiable arguments, None for those that are not needed.
+        double_backward: of the gradients of those, each of which may be None for zero, then the arguments of
+            `backward` and, last, what is needed: the gradients for dy and the differentiable arguments. None where a
+            backend leaves that to plain PyTorch.
+        supports: of x, whether it takes tensors like it, and why.
+    """
+
+    name: str
+    forward: Callable[..., Tensor]
+    backward: Callable[..., Tensors]
+    double_backward: Callable[..., Tensors] | None = None
+    supports: Callable[[Tensor], Support] = always
 
 
-@_seam.constant
-def _register_sharding() -> None:
-    from . import sharding as _sharding
+@dataclass(frozen=True)
+class Kernels:
+    """The backend of Triton kernels: pure functions that plan a level, and the module that has the kernels.
 
-    _sharding.register()
+    A planner takes the target, the strides of a result of x's shape, and the arguments of its level. Only the first two
+    are recorded in compiled graphs, where nobody can differentiate twice.
+    """
 
+    module: Any
+    forward: Callable[..., Plan]
+    backward: Callable[..., Plan]
+    double_backward: Callable[..., Plan] | None = None
+    supports: Callable[[Tensor], Support] = always
 
-class _BiasGELU(Function):
-    """gelu(x + bias) by a road that PyTorch can't look into; saves x and bias, nothing else."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, call: Call) -> Tensor:
-        ctx.save_for_backward(x, bias)
-        ctx.call = call
-        return call.forward(x, bias)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, bias = ctx.saved_tensors
-        needs_x, needs_bias, _ = ctx.needs_input_grad
-        if not ordinary(dy, x, bias):
-            backward = _transforms.backward
-        elif torch.is_grad_enabled():
-            backward = _Backward.apply
-        else:
-            backward = ctx.call.road.backward
-        return *backward(dy, x, bias, ctx.call.dim, ctx.call.approximate, needs_x, needs_bias), None
+    @property
+    def planners(self) -> tuple[Callable[..., Plan] | None, ...]:
+        """One for each level."""
+        return self.forward, self.backward, self.double_backward
 
 
-_record = _seam.recorder(_BiasGELU)
+@dataclass(frozen=True)
+class Choice:
+    """A backend, and why it is the one: why no faster one computes the call, or, of the fastest, why it can."""
+
+    backend: Backend
+    reason: str
 
 
-class _Backward(Function):
-    """The backward pass, to be differentiated itself; a third derivative is left to plain PyTorch."""
+def choose(backends: Sequence[Backend], x: Tensor) -> Choice:
+    """The first of the backends, fastest first, that takes tensors like x."""
+    refused: list[str] = []
+    for backend in backends:
+        support = backend.supports(x)
+        if support.possible:
+            return Choice(backend, "; ".join(refused) or support.reason)
+        refused.append(support.reason)
+    raise NotImplementedError(f"no backend takes tensors like these: {'; '.join(refused)}")
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        dy: Tensor,
-        x: Tensor,
-        bias: Tensor | None,
-        dim: int,
-        approximate: str,
-        needs_x: bool,
-        needs_bias: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        ctx.save_for_backward(dy, x, bias)
-        ctx.set_materialize_grads(False)
-        ctx.dim, ctx.approximate = dim, approximate
-        road: Any = _operators.road(x)
-        gradients: tuple[Tensor | None, Tensor | None] = road.backward(
-            dy, x, bias, dim, approximate, needs_x, needs_bias
-        )
-        return gradients
 
-    @staticmethod
-    def backward(ctx: Any, v: Tensor | None, vbias: Tensor | None) -> tuple[Tensor | None, ...]:
-        if v is None and vbias is None:
-            return (None,) * 7
-        dy, x, bias = ctx.saved_tensors
-        plain = torch.is_grad_enabled() or not ordinary(v, vbias, dy, x, bias)
-        road = _transforms if plain or _operators.road(x) is not _fused else _fused
-        gradients = road.double_backward(v, vbias, dy, x, bias, ctx.dim, ctx.approximate, ctx.needs_input_grad[:3])
-        return *gradients, None, None, None, None
+def kernels_support(x: Tensor) -> Support:
+    """Whether Triton kernels can compute on tensors like x."""
+    if x.dtype is torch.float64:
+        return Support.no("kernels compute in float32")
+    possible, reason = compat_triton.drives(x.device.type)
+    return Support(possible, reason)
+
+
+def cpu_support(x: Tensor) -> Support:
+    """Whether what is made for CPUs can compute on tensors like x."""
+    on_cpu = x.device.type == "cpu"
+    return Support(on_cpu, f"the device is {'a' if on_cpu else 'no'} CPU")

@@ -1,4 +1,4 @@
-"""The kernels as a compiler's graph holds them: planned like eager launches, but sizes may be symbols.
+"""Plans as a compiler's graph holds them: planned like eager launches, but sizes may be symbols.
 
 Where a compiler knows a size only as a symbol it is asked for as little as the plan needs, so that one graph serves all
 sizes; partial sums are left to the compiler, which fuses the last of them with whatever comes next.
@@ -6,69 +6,49 @@ sizes; partial sums are left to the compiler, which fuses the last of them with 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.library import wrap_triton
 
-from . import compat_torch as _seam
-from . import launch as _launch
-from .matrices import Matrices, beside
-from .run import dense, target
+from .declare import Level, Tensors, empty_results
+from .plan import PARTIALS
+from .run import Planner, dense, device_target
 
 
-def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
-    """gelu(x + bias)."""
-    y = torch.empty_like(x)
-    if x.numel():
-        (x,), walk = _walk(y, bias, dim, x)
-        launch = _launch.forward(walk, x.itemsize, approximate, target(x.device))
-        _run(launch, x, bias if bias is None else bias.contiguous(), y)
-    return y
-
-
-def backward(
-    dy: Tensor, x: Tensor, bias: Tensor | None, dim: int, approximate: str, needs_x: bool, needs_bias: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """dx and dbias, each if it is needed."""
-    dx = torch.empty_like(x)
-    needs_bias = needs_bias and bias is not None
+def record(level: Level, planner: Planner, kernels: Any, dim: int, given: Sequence[Any]) -> Tensors:
+    """The results of a level of an operator on the tensors of a compiler, by kernels that go into its graph."""
+    x, tensors = given[level.lead], level.by_name(given)
+    results = dict(zip([result.name for result in level.results], empty_results(level, given, dim), strict=True))
     if not x.numel():
-        return dx if needs_x else None, torch.zeros_like(bias) if needs_bias and bias is not None else None
-    (dy, x), walk = _walk(dx, bias, dim, dy, x)
-    plan = _launch.backward(
-        Symbolic(walk.batch, walk.rows, walk.cols, walk.bias, (walk.strides[0], *walk.strides)),
-        x.itemsize, approximate, target(x.device), needs_dy=False, needs_x=needs_x, needs_bias=needs_bias,
-    )  # fmt: skip
-    partial = x.new_empty((plan.slabs, walk.bias_size), dtype=torch.float32) if needs_bias else None
-    _run(plan.walk, dy, None, None, x, bias if bias is None else bias.contiguous(), None, dx, partial)
-    dbias = None if partial is None or bias is None else partial.sum(0).to(bias.dtype)
-    return dx if needs_x else None, dbias
+        return tuple(
+            [result if result is None or not result.numel() else result.zero_() for result in results.values()]
+        )
+    like_x = [results[each.name] for each in level.results if each.kind is level.args[level.lead].kind]
+    layout = next((result.stride() for result in like_x if result is not None), None) or torch.empty_like(x).stride()
+    plan = planner(device_target(x.device), layout, *given)
+    for arg in level.args:
+        tensor = tensors[arg.name]
+        if arg.name in plan.dense:
+            tensors[arg.name] = dense(tensor, layout)
+        elif tensor is not None and not arg.kind.full:
+            tensors[arg.name] = tensor.contiguous()
+    tensors |= results
+    if plan.partials is not None:
+        tensors[PARTIALS] = x.new_empty((plan.partials.rows, plan.partials.size), dtype=torch.float32)
+    for step in plan.steps:
+        operands = [None if name is None else tensors.get(name) for name in step.tensors]
+        _launch(getattr(kernels, step.launch.kernel), step.launch, operands)
+    if plan.partials is not None:
+        like = results[plan.partials.result]
+        assert like is not None
+        results[plan.partials.result] = tensors[PARTIALS].sum(0).to(like.dtype)
+    return tuple(results.values())
 
 
-@dataclass(frozen=True)
-class Symbolic(Matrices):
-    """Matrices whose sizes may be symbols."""
-
-    def alignment(self, widest: int) -> int:
-        """The largest power of two that divides the width and every stride, whatever the symbols stand for."""
-        sizes = [self.cols, *(stride for pair in self.strides for stride in pair)]
-        while not all(statically_known_true(size % widest == 0) for size in sizes):
-            widest //= 2
-        return widest
-
-
-def _walk(like: Tensor, bias: Tensor | None, dim: int, *tensors: Tensor) -> tuple[tuple[Tensor, ...], Symbolic]:
-    """The tensors, copied where they can't be walked beside `like`, which is dense, and how to walk all of them."""
-    walk, copies = beside(like.stride(), like.shape, None if bias is None else dim, *(t.stride() for t in tensors))
-    if copies:
-        tensors = tuple(dense(t, like) for t in tensors)
-    return tensors, Symbolic(**vars(walk))
-
-
-def _run(launch: _launch.Launch, *tensors: Tensor | None) -> None:
-    kernel: Any = wrap_triton(getattr(_seam.kernels, launch.kernel))
-    kernel[launch.grid](*tensors, *launch.integers, **dict(launch.constants), num_warps=launch.num_warps)
+def _launch(kernel: Any, launch: Any, tensors: Sequence[Tensor | None]) -> None:
+    """A launch as a node of the graph; PyTorch's compilers know no limit on registers."""
+    wrapped: Any = wrap_triton(kernel)
+    wrapped[launch.grid](*tensors, *launch.integers, **dict(launch.constants), num_warps=launch.num_warps)

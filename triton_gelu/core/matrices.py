@@ -33,8 +33,15 @@ class Matrices:
         return {"rows": self.rows, "cols": self.cols, "none": 0}[self.bias]
 
     def alignment(self, widest: int) -> int:
-        """The largest power of two, at most `widest`, that divides the width and every stride."""
-        return math.gcd(widest, self.cols, *(stride for pair in self.strides for stride in pair))
+        """The largest power of two, at most `widest`, that divides the width and every stride, whatever symbols are."""
+        sizes = [self.cols, *(stride for pair in self.strides for stride in pair)]
+        if all(isinstance(size, int) for size in sizes):
+            return math.gcd(widest, *sizes)
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        while not all(statically_known_true(size % widest == 0) for size in sizes):
+            widest //= 2
+        return widest
 
 
 def matrices(shape: Sequence[int], dim: int | None, *strides: Sequence[int]) -> Matrices | None:
@@ -68,13 +75,16 @@ def matrices(shape: Sequence[int], dim: int | None, *strides: Sequence[int]) -> 
     return Matrices(batch, rows, cols, bias, tuple(zip(batch_strides, row_strides, strict=True)))
 
 
-def beside(
-    result: Sequence[int], shape: Sequence[int], dim: int | None, *strides: Sequence[int]
+def matrices_of(
+    layout: Sequence[int], shape: Sequence[int], dim: int | None, *strides: Sequence[int]
 ) -> tuple[Matrices, bool]:
-    """How to walk tensors beside a dense `result`; and whether only where all of them lie as it does."""
-    walk = matrices(shape, dim, *strides, result)
-    if walk is not None:
-        return walk, False
-    walk = matrices(shape, dim, *[result] * (len(strides) + 1))
-    assert walk is not None
-    return walk, True
+    """Tensors of one shape as matrices, those of `strides` and then results, which lie in `layout` without gaps.
+
+    The second result says whether that is only so once all of them are copied to lie as the results do.
+    """
+    as_they_are = matrices(shape, dim, *strides, layout)
+    if as_they_are is not None:
+        return as_they_are, False
+    copied = matrices(shape, dim, *[layout] * (len(strides) + 1))
+    assert copied is not None
+    return copied, True

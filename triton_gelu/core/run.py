@@ -1,85 +1,145 @@
-"""The kernel road: from tensors to launches.
+"""Launching plans in eager mode: a plan becomes a function of tensors, which is kept for all calls of its kind.
 
-Planning takes longer than launching, so plans are kept by all that they and the kernels compiled for them depend on:
-shape, strides, types and device of the tensors, and Triton's driver. Alignment is left, which each launch looks at.
+The function is written as source, one line for each allocation, copy and launch of the plan, since a loop over them
+would take longer than launching. `source` shows it, and so does a traceback.
 """
 
 from __future__ import annotations
 
+import functools
+import linecache
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import compat_torch as _seam
-from . import launch as _launch
-from .launch import Launch, Target
-from .matrices import beside
+from . import compat_torch, compat_triton
+from .declare import Kind, Level
+from .launch import INTERPRETER, Launch, Target
+from .plan import PARTIALS, Plan
 
 POINTER_ALIGNMENT = 16  # bytes; the only one that Triton asks for
-Maker = Callable[[], Tensor]
 Launcher = Callable[[Sequence[Tensor | None]], None]
-Finish = tuple[Maker, Launcher]
-ForwardPlan = tuple[object, Maker, Launcher | None, bool]
-BackwardPlan = tuple[object, Maker, Maker | None, Launcher | None, bool, Finish | None]
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+Planner = Callable[..., Plan]
 Result = TypeVar("Result")
 
 
-def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
-    """gelu(x + bias) in one launch, in x's dtype and memory format."""
-    return forward_on(x.device, dim, approximate)(x, bias)
+def bind(
+    level: Level, planner: Planner, kernels: Any, dim: int, given: Sequence[Any], replan: Callable[..., Any]
+) -> Callable[..., Any]:
+    """What computes a level of an operator on tensors like those `given`, a whole call; it takes the tensors alone.
+
+    Compiled kernels belong to Triton's driver: if that is another one day, the function calls `replan` on its tensors.
+    """
+    x, tensors = given[level.lead], level.by_name(given)
+    needed = dict(zip([result.name for result in level.results], level.needed(given), strict=True))
+    layout = dense_strides(x)
+    own = level.args[level.lead].kind
+    strides = {arg.name: _strides_of(arg.kind, own, layout, x.shape, dim) for arg in level.args}
+    plan = planner(device_target(x.device), layout, *given) if x.numel() else Plan()
+    values: dict[str, Any] = {
+        "driver": compat_triton.driver, "planned_for": compat_triton.driver(), "replan": replan, "dense": dense,
+        **{f"strides_{name}": strides[name] for name in plan.dense},
+        **{f"launch_{i}": Run(step.launch, kernels, x.device).__call__ for i, step in enumerate(plan.steps)},
+    }  # fmt: skip
+    zeros, kinds = [], {arg.name: arg.kind for arg in level.args}
+    for result, origin in zip(level.results, level.sources, strict=True):
+        like = tensors[origin]
+        if not needed[result.name] or like is None:
+            continue
+        if (summed := dict(plan.sums).get(result.name)) is not None:
+            values[f"sum_{result.name}"] = _sum(kinds[summed], result.kind, x.ndim, dim, like.dtype)
+            continue
+        shape = like.shape if origin != level.args[level.lead].name else result.kind.shape(x.shape, dim)
+        lies = _strides_of(result.kind, own, layout, x.shape, dim)
+        values[f"make_{result.name}"] = compat_torch.allocator(shape, lies, like.dtype, x.device)
+        if not x.numel() and 0 not in shape:
+            zeros.append(result.name)
+    if plan.partials is not None and plan.partials.reduce is not None:
+        size = plan.partials.rows, plan.partials.size
+        values["make_partials"] = compat_torch.allocator(size, (size[1], 1), torch.float32, x.device)
+        values["reduce"] = Run(plan.partials.reduce, kernels, x.device).__call__
+    small = tuple([arg.name for arg in level.args if not arg.kind.full and tensors[arg.name] is not None])
+    text = source(level, plan, tuple(values), small, tuple(zeros))
+    run: Callable[..., Any] = _factory(text, f"<{level.name}>")(**values)
+    return on_device(x.device, run)
 
 
-def forward_on(device: torch.device, dim: int, approximate: str) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """`forward` for tensors of one kind, on this device."""
-    return on(device, Forward(dim, approximate).__call__)  # a method is called faster than its object
+def source(
+    level: Level, plan: Plan, values: tuple[str, ...], contiguous: tuple[str, ...], zeros: tuple[str, ...]
+) -> str:
+    """The source of what `bind` returns, inside a function of the `values` it refers to."""
+    args = ", ".join(arg.name for arg in level.args)
+    made = [result.name for result in level.results if f"make_{result.name}" in values]
+    lines = [f"if driver() is not planned_for:\n            return replan({args})"]
+    lines += [f"{name} = make_{name}()" for name in made]
+    lines += [f"{name} = dense({name}, strides_{name})" for name in plan.dense]
+    if plan.steps:
+        lines += [f"{name} = {name}.contiguous()" for name in contiguous]
+    partials = PARTIALS
+    if plan.partials is not None and plan.partials.reduce is not None:
+        lines.append("partials = make_partials()")
+    elif plan.partials is not None:
+        partials = plan.partials.result
+    usable = {*made, *(arg.name for arg in level.args), PARTIALS}
+    for i, step in enumerate(plan.steps):
+        names = [partials if name == PARTIALS else str(name) if name in usable else "None" for name in step.tensors]
+        lines.append(f"launch_{i}(({', '.join(names)},))")
+    if plan.partials is not None and plan.partials.reduce is not None:
+        lines.append(f"reduce((partials, {plan.partials.result}))")
+    lines += [f"{result} = sum_{result}({arg})" for result, arg in plan.sums]
+    lines += [f"{name}.zero_()" for name in zeros]
+    given = {*made, *(result for result, _ in plan.sums)}
+    results = [result.name if result.name in given else "None" for result in level.results]
+    lines.append(f"return {', '.join(results)}{',' * (level.needs and len(results) == 1)}")
+    body = "".join(f"        {line}\n" for line in lines)
+    return f"def make({', '.join(values)}):\n    def run({args}):\n{body}    return run\n"
 
 
-def backward(
-    dy: Tensor, x: Tensor, bias: Tensor | None, dim: int, approximate: str, needs_x: bool, needs_bias: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """dx = dy * gelu'(x + bias) and dbias, its sum over everything but `dim`: one pass and, at most, one small sum."""
-    return _backward(None, None, dy, x, bias, dim, approximate, (False, needs_x, needs_bias))[1:]
+@functools.lru_cache(maxsize=1024)
+def _factory(text: str, name: str) -> Callable[..., Any]:
+    """The function `make` of a source, compiled, and shown by tracebacks and debuggers under this name."""
+    return exec_source(text, name, {})["make"]
 
 
-def double_backward(
-    v: Tensor | None,
-    vbias: Tensor | None,
-    dy: Tensor,
-    x: Tensor,
-    bias: Tensor | None,
-    dim: int,
-    approximate: str,
-    needs: tuple[bool, bool, bool],
-) -> Gradients:
-    """The gradients of `backward` for dy, x and bias, where those of dx and dbias are v and vbias, in one pass."""
-    if v is None:
-        if vbias is None:
-            return None, None, None
-        v, vbias = vbias.to(x.dtype).view(-1, *[1] * (x.ndim - dim - 1)).expand_as(x), None
-    return _backward(v, vbias, dy, x, bias, dim, approximate, needs)
+def exec_source(text: str, name: str, space: dict[str, Any]) -> dict[str, Any]:
+    """Run generated source in a namespace, and let tracebacks show its lines."""
+    linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
+    exec(compile(text, name, "exec"), space)
+    return space
 
 
-def _backward(
-    v: Tensor | None, vbias: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None, *how: Any
-) -> Gradients:
-    types = tuple([None if t is None else t.dtype for t in (x, bias, dy, v, vbias)])
-    strides = dy.stride(), None if v is None else v.stride(), x.stride()
-    return _kept_backward(x.device, (x.shape, strides, types), *how)(v, vbias, dy, x, bias)
+def _sum(kind: Kind, result: Kind, ndim: int, dim: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """What adds up a tensor of one kind over the dimensions that another kind has not."""
+    kept = result.dimensions(ndim, dim)
+    others = [place for place, d in enumerate(kind.dimensions(ndim, dim)) if d not in kept]
+
+    def total(tensor: Tensor) -> Tensor:
+        return tensor.sum(others, dtype=torch.promote_types(tensor.dtype, dtype)).to(dtype)
+
+    return total
 
 
-@lru_cache(maxsize=1024)
-def _kept_backward(
-    device: torch.device, kind: object, dim: int, approximate: str, needs: tuple[bool, bool, bool]
-) -> Callable[..., Gradients]:
-    """One for all tensors of a kind."""
-    return on(device, Backward(dim, approximate, needs).__call__)
+def dense_strides(x: Tensor) -> tuple[int, ...]:
+    """How a result like x lies: without gaps, its dimensions in the order of x's strides."""
+    return torch.empty_like(x, device="meta").stride()
 
 
-def on(device: torch.device, function: Callable[..., Result]) -> Callable[..., Result]:
+def _strides_of(kind: Kind, own: Kind, layout: tuple[int, ...], x: torch.Size, dim: int) -> tuple[int, ...]:
+    """How a tensor of some kind lies without gaps: as x if it is of x's kind, else contiguous."""
+    return layout if kind is own else torch.empty(kind.shape(x, dim), device="meta").stride()
+
+
+def dense(tensor: Tensor | None, strides: tuple[int, ...]) -> Tensor | None:
+    """The tensor, or a copy that has these strides."""
+    if tensor is None or tensor.stride() == strides:
+        return tensor
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def on_device(device: torch.device, function: Callable[..., Result]) -> Callable[..., Result]:
     """The function, called while the device is the current one: there it takes memory and launches."""
     module: Any = None if device.index is None else torch.get_device_module(device)
     if module is None or module.device_count() == 1:
@@ -94,101 +154,16 @@ def on(device: torch.device, function: Callable[..., Result]) -> Callable[..., R
     return guarded
 
 
-class Forward:
-    """gelu(x + bias) for tensors of one kind, planned at the first call and when Triton's driver is another."""
-
-    def __init__(self, dim: int, approximate: str) -> None:
-        self.dim, self.approximate = dim, approximate
-        self.planned: ForwardPlan | None = None
-
-    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        planned = self.planned
-        if planned is None or planned[0] is not _seam.driver():
-            planned = self.planned = self._plan(x, bias)
-        _, like_x, run, copies = planned
-        y = like_x()
-        if run is not None:
-            run((dense(x, y) if copies else x, bias if bias is None else bias.contiguous(), y))
-        return y
-
-    def _plan(self, x: Tensor, bias: Tensor | None) -> ForwardPlan:
-        """For which driver, what makes y, what to launch (None: it has no elements), and whether x must be copied."""
-        lies = strides(x)
-        like_x = _seam.maker(x.shape, lies, x.dtype, x.device)
-        if not x.numel():
-            return _seam.driver(), like_x, None, False
-        walk, copies = beside(lies, x.shape, None if bias is None else self.dim, x.stride())
-        launch = _launch.forward(walk, x.itemsize, self.approximate, target(x.device))
-        return _seam.driver(), like_x, Run(launch, x.device).__call__, copies
-
-
-class Backward:
-    """`backward` and `double_backward` for tensors of one kind, planned as `Forward` is."""
-
-    def __init__(self, dim: int, approximate: str, needs: tuple[bool, bool, bool]) -> None:
-        self.dim, self.approximate, self.needs = dim, approximate, needs
-        self.planned: BackwardPlan | None = None
-
-    def __call__(self, v: Tensor | None, vbias: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None) -> Gradients:
-        planned = self.planned
-        if planned is None or planned[0] is not _seam.driver():
-            planned = self.planned = self._plan(v, dy, x, bias)
-        _, like_x, like_bias, run, copies, finish = planned
-        needs_dy, needs_x, _ = self.needs
-        dx, ddy = like_x(), like_x() if needs_dy else None
-        dbias = None if like_bias is None else like_bias()
-        if run is None:
-            return ddy, dx if needs_x else None, None if dbias is None else dbias.zero_()
-        if copies:
-            v, dy, x = None if v is None else dense(v, dx), dense(dy, dx), dense(x, dx)
-        vbias = None if vbias is None else vbias.contiguous()
-        bias = None if bias is None else bias.contiguous()
-        if finish is None:
-            run((dy, v, vbias, x, bias, ddy, dx, dbias))
-        else:
-            sums, add_up = finish[0](), finish[1]
-            run((dy, v, vbias, x, bias, ddy, dx, sums))
-            add_up((sums, dbias))
-        return ddy, dx if needs_x else None, dbias
-
-    def _plan(self, v: Tensor | None, dy: Tensor, x: Tensor, bias: Tensor | None) -> BackwardPlan:
-        """Like that of `Forward`, what makes dbias if it is needed, and how partial sums of it are added up, if any."""
-        needs_dy, needs_x, needs_bias = self.needs
-        lies = strides(x)
-        like_x = _seam.maker(x.shape, lies, x.dtype, x.device)
-        like_bias = _seam.maker(bias.shape, (1,), bias.dtype, x.device) if bias is not None and needs_bias else None
-        if not x.numel():
-            return _seam.driver(), like_x, like_bias, None, False, None
-        along = None if bias is None else self.dim
-        walk, copies = beside(lies, x.shape, along, dy.stride(), (dy if v is None else v).stride(), x.stride())
-        plan = _launch.backward(
-            walk, x.itemsize, self.approximate, target(x.device),
-            needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias,
-        )  # fmt: skip
-        finish = None
-        if plan.finish is not None:
-            sums = _seam.maker((plan.slabs, walk.bias_size), (walk.bias_size, 1), torch.float32, x.device)
-            finish = sums, Run(plan.finish, x.device).__call__
-        return _seam.driver(), like_x, like_bias, Run(plan.walk, x.device).__call__, copies, finish
-
-
-def strides(x: Tensor) -> tuple[int, ...]:
-    """How a result like x lies."""
-    return torch.empty_like(x, device="meta").stride()
-
-
-def dense(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor, or a copy that lies as `like` does, a result."""
-    return tensor if tensor.stride() == like.stride() else torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-
-
-def target(device: torch.device) -> Target:
+def device_target(device: torch.device) -> Target:
     """What the launch plans need to know of a device."""
-    if _seam.INTERPRETED:
-        return _launch.INTERPRETER
-    properties = torch.get_device_module(device).get_device_properties(device)
-    isa, warp = on(device, _seam.architecture)()
-    return Target(properties.multi_processor_count, isa, warp)
+    if compat_triton.INTERPRETED:
+        return INTERPRETER
+    target = on_device(device, compat_triton.gpu_target)()
+    processors = compat_triton.properties(device).multi_processor_count
+    if target.backend == "cuda":
+        return Target(processors, 3 if target.arch >= 100 else 2, int(target.warp_size))
+    isa = 0 if target.backend == "hip" and not target.arch.startswith(("gfx950", "gfx1250")) else 1
+    return Target(processors, isa, int(target.warp_size))
 
 
 class Run:
@@ -199,9 +174,9 @@ class Run:
     offsets fit 32 bits: ours do or don't by shape and strides, which are a plan's own.)
     """
 
-    def __init__(self, launch: Launch, device: torch.device) -> None:
-        kernel = getattr(_seam.kernels, launch.kernel)[launch.grid]
-        self.by_triton = _seam.in_turn(partial(kernel, **launch.options, **dict(launch.constants)))
+    def __init__(self, launch: Launch, kernels: Any, device: torch.device) -> None:
+        kernel = getattr(kernels, launch.kernel)[launch.grid]
+        self.by_triton = compat_triton.one_at_a_time(partial(kernel, **launch.options, **dict(launch.constants)))
         self.grid = launch.grid
         self.integers = launch.integers
         self.constants = tuple([value for _, value in launch.constants])
@@ -217,9 +192,9 @@ class Run:
             [t is None or not t.data_ptr() % POINTER_ALIGNMENT for t in tensors]
         )
         launch = self.kept.get(aligned)
-        if launch is None or _seam.watched():
+        if launch is None or compat_triton.is_profiled():
             compiled = self.by_triton(*tensors, *self.integers)
-            if compiled is not None and not _seam.watched():  # the interpreter compiles nothing
+            if compiled is not None and not compat_triton.is_profiled():  # the interpreter compiles nothing
                 self.kept[aligned] = partial(self._load, aligned, compiled)
         else:
             launch(tensors)
@@ -227,5 +202,5 @@ class Run:
     def _load(self, aligned: object, compiled: Any, tensors: Sequence[Tensor | None]) -> None:
         """Launch a kept kernel for the first time."""
         rest = (*self.integers, *self.constants)
-        launch = self.kept[aligned] = _seam.launcher(compiled, self.grid, self.index, rest)
+        launch = self.kept[aligned] = compat_triton.launcher(compiled, self.grid, self.index, rest)
         launch(tensors)

@@ -21,7 +21,7 @@ from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..core import compat_torch as _seam
+from ..core import compat_torch
 from ..functional import Approximate, bias_gelu
 
 
@@ -291,4 +291,4 @@ def keeps_last(view: Tensor, of: Tensor) -> bool:
 def _can_wait(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return len(watches) > 0  # Dynamo of PyTorch 2.9 knows no bool of a list
-    return _seam.ordinary(*tensors) and torch._C._get_tracing_state() is None
+    return compat_torch.is_plain_eager(*tensors) and torch._C._get_tracing_state() is None

@@ -1,7 +1,8 @@
-"""Plain PyTorch that can be looked into: traced, batched, differentiated forward and backward, to any order.
+"""GELU of x + bias: the operator, and its mathematics in plain PyTorch, which can be looked into.
 
-Only the maths is written in closed form. Two pointwise functions are differentiated by rule: `_Value`, gelu(u), and
-`_Slope`, v gelu'(u), which is the derivative of the first in either mode. The rest is left to PyTorch.
+The plain functions can be traced, batched, and differentiated forward and backward, to any order. Only the maths is
+written in closed form. Two pointwise functions are differentiated by rule: `_Value`, gelu(u), and `_Slope`,
+v gelu'(u), which is the derivative of the first in either mode. The rest is left to PyTorch.
 """
 
 from __future__ import annotations
@@ -13,8 +14,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..core import compat_torch as _seam
-from ..formulas import plain as _reference
+from ..core import compat_torch, compat_triton
+from ..core.checks import check_dim
+from ..core.declare import VECTOR, WHOLE, Arg, Option, Tensors
+from ..core.dispatch import Backend, Kernels, cpu_support
+from ..core.op import Op
+from ..formulas import check_approximate
+from ..formulas import plain as formulas
+from . import bias_gelu_cpu, bias_gelu_plan
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
@@ -23,27 +30,28 @@ def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tenso
 
 
 def backward(
-    dy: Tensor, x: Tensor, bias: Tensor | None, dim: int, approximate: str, needs_x: bool, needs_bias: bool
-) -> tuple[Tensor | None, Tensor | None]:
+    dy: Tensor, x: Tensor, bias: Tensor | None, dim: int, approximate: str, needs: tuple[bool, bool]
+) -> Tensors:
     """dx and dbias, each if it is needed."""
+    needs_x, needs_bias = needs
     u = _sum(x, bias, dim)
     du = _slope(dy.to(u.dtype), u, approximate)
     return du.to(x.dtype) if needs_x else None, _reduce(du, bias, dim) if needs_bias else None
 
 
 def double_backward(
-    v: Tensor | None,
-    vbias: Tensor | None,
+    ddx: Tensor | None,
+    ddbias: Tensor | None,
     dy: Tensor,
     x: Tensor,
     bias: Tensor | None,
     dim: int,
     approximate: str,
     needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of `backward` for dy, x and bias, where those of dx and dbias are v and vbias (None: zero)."""
+) -> Tensors:
+    """The gradients of `backward` for dy, x and bias, where those of dx and dbias are ddx and ddbias (None: zero)."""
     u = _sum(x, bias, dim)
-    v = _sum(torch.zeros_like(u) if v is None else v.to(u.dtype), vbias, dim)
+    v = _sum(torch.zeros_like(u) if ddx is None else ddx.to(u.dtype), ddbias, dim)
     du = _bend(v * dy, u, approximate)
     return (
         _slope(v, u, approximate).to(dy.dtype) if needs[0] else None,
@@ -56,7 +64,7 @@ def standard(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tens
     """gelu(x + bias) in standard operators: what an exported graph holds."""
     u = x if bias is None else x + _column(bias, x, dim)
     if approximate == "sigmoid":
-        return (u * torch.sigmoid(_reference.LOGIT[approximate][0] * u)).to(x.dtype)
+        return (u * torch.sigmoid(formulas.LOGIT[approximate][0] * u)).to(x.dtype)
     return torch.nn.functional.gelu(u, approximate=approximate).to(x.dtype)
 
 
@@ -73,13 +81,13 @@ def _reduce(du: Tensor, bias: Tensor | None, dim: int) -> Tensor | None:
     if bias is None:
         return None
     others = [d for d in range(du.ndim) if d != dim]
-    return (du.sum(others) if others else du).to(bias.dtype)
+    return (du.sum(others) if others else du.clone()).to(bias.dtype)  # a clone: dx must not be the same tensor
 
 
 def _value(u: Tensor, approximate: str) -> Tensor:
     if torch.compiler.is_dynamo_compiling():  # it refuses functions with a forward mode, and differentiates formulas
         erfc = approximate == "none"
-        return u * (torch.erfc(u * -math.sqrt(0.5)) * 0.5) if erfc else _reference.gelu(u, approximate)
+        return u * (torch.erfc(u * -math.sqrt(0.5)) * 0.5) if erfc else formulas.gelu(u, approximate)
     value: Tensor = _Value.apply(u, approximate)
     return value
 
@@ -91,7 +99,7 @@ def _slope(v: Tensor, u: Tensor, approximate: str) -> Tensor:
 
 def _bend(v: Tensor, u: Tensor, approximate: str) -> Tensor:
     """v gelu''(u): smooth as it is written."""
-    return v * _reference.d2gelu(u, approximate)
+    return v * formulas.d2gelu(u, approximate)
 
 
 class _Value(Function):
@@ -99,10 +107,8 @@ class _Value(Function):
 
     @staticmethod
     def forward(u: Tensor, approximate: str) -> Tensor:
-        if not _seam.ordinary(u) or _seam.road(u) == "plain":
-            return _reference.gelu(u, approximate)
-        y: Tensor = torch.ops.triton_gelu.forward(u, None, 0, approximate)
-        return y
+        backend = _faster_than_plain(u)
+        return formulas.gelu(u, approximate) if backend is None else backend.forward(u, None, 0, approximate)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
@@ -130,9 +136,11 @@ class _Slope(Function):
 
     @staticmethod
     def forward(v: Tensor, u: Tensor, approximate: str) -> Tensor:
-        if not _seam.ordinary(v, u) or _seam.road(u) == "plain":
-            return v * _reference.dgelu(u, approximate)
-        dx: Tensor = torch.ops.triton_gelu.backward(v, u, None, 0, approximate, [True, False])[0]
+        backend = _faster_than_plain(u, v)
+        if backend is None:
+            return v * formulas.dgelu(u, approximate)
+        dx, _ = backend.backward(v, u, None, 0, approximate, (True, False))
+        assert dx is not None
         return dx
 
     @staticmethod
@@ -160,3 +168,41 @@ class _Slope(Function):
             for t, d in zip((v, u), in_dims[:2], strict=True)
         )
         return _slope(v, u, approximate), 0
+
+
+def _faster_than_plain(u: Tensor, *others: Tensor) -> Backend | None:
+    """The backend that computes on u, in plain eager calls where that is another than plain PyTorch."""
+    if not compat_torch.is_plain_eager(u, *others):
+        return None
+    backend = BIAS_GELU.choose(u).backend
+    return None if backend is PLAIN else backend
+
+
+def _check(x: Tensor, dim: int, approximate: str) -> tuple[int, str]:
+    """The options in canonical form; raises where they do not fit x."""
+    check_approximate(approximate)
+    return check_dim(dim, x), approximate
+
+
+PLAIN = Backend("plain PyTorch", forward, backward, double_backward)
+
+BIAS_GELU = Op(
+    "bias_gelu",
+    [Arg("x", WHOLE), Arg("bias", VECTOR, optional=True)],
+    WHOLE,
+    [Option("dim", "int"), Option("approximate", "str")],
+    dim=lambda dim, approximate: dim,
+    check=_check,
+    kernels=Kernels(
+        compat_triton.import_kernels(".bias_gelu_kernels", __package__),
+        bias_gelu_plan.forward,
+        bias_gelu_plan.backward,
+        bias_gelu_plan.double_backward,
+    ),
+    backends=[
+        Backend("PyTorch, in cache-sized blocks", bias_gelu_cpu.forward, bias_gelu_cpu.backward, None, cpu_support)
+    ],
+    plain=PLAIN,
+    standard=standard,
+)
+"""gelu(x + bias), its backward and double backward: see `triton_gelu.bias_gelu`."""

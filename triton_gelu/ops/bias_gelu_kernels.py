@@ -397,3 +397,6 @@ def finish(
         inside = (slab < slabs)[:, None] & (col < size)[None, :]
         total += load_raw(partial_ptr + slab.to(tl.int64)[:, None] * size + col[None, :], inside)
     store_sum(dbias_ptr + col, tl.sum(total, 0), col < size, ISA)
+
+
+KERNELS = (forward, backward)

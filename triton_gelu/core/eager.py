@@ -1,0 +1,255 @@
+"""Plain eager calls of an operator at the least cost.
+
+What is found out of a call is kept for all like it: that the arguments fit, the backend, the launches. The functions
+that ask for it are written as source, once for each operator, out of its declaration: a loop over the arguments would
+take half as long again as the rest of a call does. `Op.source` shows that source, and so does a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import compat_torch, run
+from .declare import Arg, Tensors
+from .dispatch import Choice
+
+if TYPE_CHECKING:
+    from .op import Op
+
+FORWARD, BACKWARD, DOUBLE_BACKWARD = range(3)
+MOST = 4096
+
+
+class Cache(dict[object, Any]):
+    """What is kept of calls, by what their tensors and options are like; all is forgotten before it is too much."""
+
+    def __setitem__(self, key: object, value: Any) -> None:
+        if len(self) >= MOST:
+            self.clear()
+        super().__setitem__(key, value)
+
+
+class Call:
+    """What was found out about calls of one kind: the options in canonical form, the backend, and what computes."""
+
+    __slots__ = ("backward", "choice", "forward", "options")
+
+    options: tuple[Any, ...]
+    choice: Choice
+    forward: Callable[..., Tensor]
+    backward: Callable[..., Tensors]
+
+
+def call_for(op: Op, key: object, given: tuple[Any, ...]) -> Call:
+    """What there is to know of a call of the first of its kind; checks its arguments."""
+    tensors = given[: len(op.inputs)]
+    call = Call()
+    call.options = op.check(*given)
+    call.choice = op.choose(tensors[0])
+    backend = call.choice.backend
+    if backend is op.launched:
+
+        def planned(*tensors: Tensor | None) -> Tensor:
+            call.forward = op.plan(FORWARD, (*tensors, *call.options), planned)
+            return call.forward(*tensors)
+
+        call.forward, call.backward = planned, op.keep_backward(call)
+    else:
+        call.forward = _with_options(backend.forward, call.options)
+
+        def backward(needs: tuple[bool, ...], *tensors: Tensor | None) -> Tensors:
+            return backend.backward(*tensors, *call.options, needs)
+
+        call.backward = backward
+    op.cache[key] = call
+    return call
+
+
+def _with_options(forward: Callable[..., Tensor], options: tuple[Any, ...]) -> Callable[..., Tensor]:
+    def with_options(*tensors: Tensor | None) -> Tensor:
+        return forward(*tensors, *options)
+
+    return with_options
+
+
+def plan_backward(op: Op, kept: Cache, key: object, call: Call, needs: tuple[bool, ...], *tensors: Any) -> Any:
+    """What launches a backward pass of a new kind, which is kept."""
+
+    def replan(*tensors: Tensor | None) -> Tensors:
+        return plan_backward(op, kept, key, call, needs, *tensors)(*tensors)
+
+    planned = kept[key] = op.plan(BACKWARD, (*tensors, *call.options, needs), replan)
+    return planned
+
+
+def launch(op: Op, number: int, *given: Any) -> Any:
+    """A level of an operator by its kernels, for whoever has no `Call`; what is planned is kept, too."""
+    level = op.levels[number]
+    if (
+        number == DOUBLE_BACKWARD and given[0] is None
+    ):  # kernels read the gradient of dx: without one, this is a backward
+        given = (torch.zeros_like(given[level.lead]), *given[1:])
+    tensors, rest = given[: len(level.args)], given[len(level.args) :]
+    rest = tuple([tuple(each) if isinstance(each, (list, tuple)) else each for each in rest])
+    like = [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+    key = (number, *like, *rest)
+
+    def planned(*tensors: Any) -> Any:
+        kept = op.cache[key] = op.plan(number, (*tensors, *rest), planned)
+        return kept(*tensors)
+
+    return op.cache.get(key, planned)(*tensors)
+
+
+def differentiable_backward(op: Op, call: Call, needs: tuple[bool, ...], *tensors: Tensor | None) -> Tensors:
+    """The backward pass where it will be differentiated, or is batched, traced or transformed itself."""
+    if op.plain.double_backward is None or not compat_torch.is_plain_eager(*tensors):
+        return op.plain.backward(*tensors, *call.options, needs)
+    gradients: Tensors = _Backward.apply(op, call, needs, *tensors)
+    return gradients
+
+
+class _Backward(Function):
+    """The backward pass, to be differentiated itself; a third derivative is left to plain PyTorch."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, call: Call, needs: tuple[bool, ...], *tensors: Tensor | None) -> Tensors:
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        ctx.op, ctx.options = op, call.options
+        return op.choose(_lead(op, tensors)).backend.backward(*tensors, *call.options, needs)
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Any, ...]:
+        tensors, op = ctx.saved_tensors, ctx.op
+        if all(gradient is None for gradient in incoming):
+            return (None,) * (3 + len(tensors))
+        plain = torch.is_grad_enabled() or not compat_torch.is_plain_eager(*incoming, *tensors)
+        backend = op.plain if plain else op.choose(_lead(op, tensors)).backend
+        compute = backend.double_backward or op.plain.double_backward
+        has_gradient = [True, *(arg.differentiable for arg in op.inputs)]
+        needs = tuple([n for n, has in zip(ctx.needs_input_grad[3:], has_gradient, strict=True) if has])
+        gradients = iter(compute(*incoming, *tensors, *ctx.options, needs))
+        return None, None, None, *[next(gradients) if has else None for has in has_gradient]
+
+
+def _lead(op: Op, tensors: Sequence[Any]) -> Tensor:
+    """x among the tensors of a backward pass."""
+    x: Tensor = tensors[op.levels[BACKWARD].lead]
+    return x
+
+
+def generate(op: Op) -> tuple[str, Callable[..., Tensor], Callable[[Call], Callable[..., Tensors]]]:
+    """The source of an operator's eager path, and its functions `call` and `keep_backward`."""
+    text = source(op)
+    space: dict[str, Any] = {
+        "Function": Function,
+        "is_plain_eager": compat_torch.is_plain_eager,
+        "is_grad_enabled": torch.is_grad_enabled,
+        "is_exporting": compat_torch.is_exporting,
+        "takes_custom_op": compat_torch.takes_custom_op,
+        "is_sharded": compat_torch.is_sharded,
+        "cache": op.cache,
+        "Cache": Cache,
+        "call_for": partial(call_for, op),
+        "check": op.check,
+        "standard": op.standard,
+        "plain": op.plain.forward,
+        "register_decompositions": op.register_decompositions,
+        "register_sharding": op.register_sharding,
+        "operator": op.operators[FORWARD]._opoverload,
+        "differentiable_backward": partial(differentiable_backward, op),
+        "plan_backward": partial(plan_backward, op),
+    }
+    run.exec_source(text, f"<{op.levels[FORWARD].name}, eager>", space)
+    space["record"] = compat_torch.apply_without_functorch(space["Recorded"])
+    return text, space["call"], space["keep_backward"]
+
+
+def source(op: Op) -> str:
+    """The functions of a plain eager call, written out for the operator's arguments."""
+    names = [arg.name for arg in op.inputs]
+    tensors, options = ", ".join(names), ", ".join(option.name for option in op.options)
+    lead, *others = op.inputs
+    key = [f"{lead.name}.shape, {lead.name}.stride(), {lead.name}.dtype, {lead.name}.device", *map(_key, others)]
+    key += [f"{each.name}, type({each.name})" if each.type != "str" else each.name for each in op.options]
+    like = [f"{lead.name}.shape, {lead.name}.stride(), {lead.name}.dtype, {lead.name}.device", *map(_key, others)]
+    recorded = " or ".join(_requires_grad(arg) for arg in op.inputs if arg.differentiable)
+    needs = ", ".join(f"needs_{arg.name}" for arg in op.inputs if arg.differentiable)
+    every = ", ".join(f"needs_{arg.name}" if arg.differentiable else "_" for arg in op.inputs)
+    gradients = ", ".join(f"d{arg.name}" for arg in op.inputs if arg.differentiable)
+    returned = ", ".join(f"d{arg.name}" if arg.differentiable else "None" for arg in op.inputs)
+    return f"""\
+def call({tensors}, {options}):
+    if not is_plain_eager({tensors}):
+        return general({tensors}, {options})
+    key = ({", ".join(key)})
+    try:
+        found = cache[key]
+    except (KeyError, TypeError):  # what can't be hashed is no option, as the check will say
+        found = call_for(key, ({tensors}, {options}))
+    if ({recorded}) and is_grad_enabled():
+        return record({tensors}, found)
+    return found.forward({tensors})
+
+
+def general({tensors}, {options}):
+    {options}, = check({tensors}, {options})
+    if is_exporting():
+        return standard({tensors}, {options})
+    if not takes_custom_op({tensors}):
+        return plain({tensors}, {options})
+    register_decompositions()
+    if is_sharded({lead.name}):
+        register_sharding()
+    return operator({tensors}, {options})
+
+
+class Recorded(Function):
+    @staticmethod
+    def forward(ctx, {tensors}, found):
+        ctx.save_for_backward({tensors})
+        ctx.found = found
+        return found.forward({tensors})
+
+    @staticmethod
+    def backward(ctx, dy):
+        {tensors}, = ctx.saved_tensors
+        {every}, _ = ctx.needs_input_grad
+        if is_grad_enabled() or not is_plain_eager(dy, {tensors}):
+            {gradients}, = differentiable_backward(ctx.found, ({needs},), dy, {tensors})
+        else:
+            {gradients}, = ctx.found.backward(({needs},), dy, {tensors})
+        return {returned}, None
+
+
+def keep_backward(found):
+    kept = Cache()
+
+    def backward(needs, dy, {tensors}):
+        key = (needs, dy.stride(), dy.dtype, {", ".join(like)})
+        try:
+            launch = kept[key]
+        except KeyError:
+            launch = plan_backward(kept, key, found, needs, dy, {tensors})
+        return launch(dy, {tensors})
+
+    return backward
+"""
+
+
+def _key(arg: Arg) -> str:
+    """What a call depends on of a tensor; small ones are made contiguous."""
+    like = f"({arg.name}.shape, {f'{arg.name}.stride(), ' * arg.kind.full}{arg.name}.dtype, {arg.name}.device)"
+    return f"None if {arg.name} is None else {like}" if arg.optional else like
+
+
+def _requires_grad(arg: Arg) -> str:
+    """Whether a gradient of the argument is asked for."""
+    return f"({arg.name} is not None and {arg.name}.requires_grad)" if arg.optional else f"{arg.name}.requires_grad"

@@ -1,0 +1,1 @@
+from .bias_gelu_kernels import *
