@@ -99,7 +99,8 @@ class Level:
 
     def schema(self, options: Sequence[Option]) -> str:
         """The schema that torch.library registers."""
-        args = [*(each.schema for each in (*self.args, *options)), *["bool[] needs"] * self.needs]
+        args = [arg.schema for arg in self.args] + [option.schema for option in options]
+        args += ["bool[] needs"] * self.needs
         results = ", ".join(["Tensor"] * len(self.results))
         return f"({', '.join(args)}) -> {f'({results})' if self.needs else results}"
 
@@ -160,7 +161,7 @@ def sharding_rules(level: Level, given: Sequence[Any], dim: int) -> list[tuple[l
     rest = [None] * (len(given) - len(tensors))
     everywhere = Replicate()
     rules: list[tuple[list[Any], list[Any]]] = [
-        ([everywhere] * len(level.results), [t and everywhere for t in tensors] + rest)
+        ([everywhere] * len(level.results), [None if t is None else everywhere for t in tensors] + rest)
     ]
     halved = any(arg.kind.halved for arg in (*level.args, *level.results))
     for d in range(ndim):
@@ -173,7 +174,8 @@ def sharding_rules(level: Level, given: Sequence[Any], dim: int) -> list[tuple[l
             total[result.kind] if needed else everywhere
             for result, needed in zip(level.results, level.needed(given), strict=True)
         ]
-        rules.append((outs, [t and cut[arg.kind] for arg, t in zip(level.args, tensors, strict=True)] + rest))
+        ins = [None if t is None else cut[arg.kind] for arg, t in zip(level.args, tensors, strict=True)]
+        rules.append((outs, ins + rest))
     return rules
 
 

@@ -56,8 +56,9 @@ def call_for(op: Op, key: object, given: tuple[Any, ...]) -> Call:
     if backend is op.launched:
 
         def planned(*tensors: Tensor | None) -> Tensor:
-            call.forward = op.plan(FORWARD, (*tensors, *call.options), planned)
-            return call.forward(*tensors)
+            forward: Callable[..., Tensor] = op.plan(FORWARD, (*tensors, *call.options), planned)
+            call.forward = forward
+            return forward(*tensors)
 
         call.forward, call.backward = planned, op.keep_backward(call)
     else:
@@ -81,7 +82,7 @@ def _with_options(forward: Callable[..., Tensor], options: tuple[Any, ...]) -> C
 def plan_backward(op: Op, kept: Cache, key: object, call: Call, needs: tuple[bool, ...], *tensors: Any) -> Any:
     """What launches a backward pass of a new kind, which is kept."""
 
-    def replan(*tensors: Tensor | None) -> Tensors:
+    def replan(*tensors: Tensor | None) -> Any:
         return plan_backward(op, kept, key, call, needs, *tensors)(*tensors)
 
     planned = kept[key] = op.plan(BACKWARD, (*tensors, *call.options, needs), replan)
@@ -123,7 +124,8 @@ class _Backward(Function):
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         ctx.op, ctx.options = op, call.options
-        return op.choose(_lead(op, tensors)).backend.backward(*tensors, *call.options, needs)
+        gradients: Tensors = op.function(BACKWARD, _lead(op, tensors))(*tensors, *call.options, needs)
+        return gradients
 
     @staticmethod
     def backward(ctx: Any, *incoming: Tensor | None) -> tuple[Any, ...]:
@@ -131,8 +133,7 @@ class _Backward(Function):
         if all(gradient is None for gradient in incoming):
             return (None,) * (3 + len(tensors))
         plain = torch.is_grad_enabled() or not compat_torch.is_plain_eager(*incoming, *tensors)
-        backend = op.plain if plain else op.choose(_lead(op, tensors)).backend
-        compute = backend.double_backward or op.plain.double_backward
+        compute = op.plain.double_backward if plain else op.function(DOUBLE_BACKWARD, _lead(op, tensors))
         has_gradient = [True, *(arg.differentiable for arg in op.inputs)]
         needs = tuple([n for n, has in zip(ctx.needs_input_grad[3:], has_gradient, strict=True) if has])
         gradients = iter(compute(*incoming, *tensors, *ctx.options, needs))
@@ -245,9 +246,9 @@ def keep_backward(found):
 
 
 def _key(arg: Arg) -> str:
-    """What a call depends on of a tensor; small ones are made contiguous."""
-    like = f"({arg.name}.shape, {f'{arg.name}.stride(), ' * arg.kind.full}{arg.name}.dtype, {arg.name}.device)"
-    return f"None if {arg.name} is None else {like}" if arg.optional else like
+    """What a call depends on of a tensor, None too, which the check may refuse; small ones are made contiguous."""
+    strides = f"{arg.name}.stride(), " if arg.kind.full else ""
+    return f"None if {arg.name} is None else ({arg.name}.shape, {strides}{arg.name}.dtype, {arg.name}.device)"
 
 
 def _requires_grad(arg: Arg) -> str:

@@ -106,20 +106,22 @@ class Op:
 
     def compute(self, number: int, *given: Any) -> Any:
         """A level on tensors in memory, by the backend that is chosen for them, or on those of a compiler."""
-        level = self.levels[number]
-        x = given[level.lead]
+        x = given[self.levels[number].lead]
         if type(x) in EXACT:
-            backend = self.choose(x).backend
-        elif self.recorded is not None and not compat_triton.INTERPRETED and kernels_support(x).possible:
-            backend = self.recorded
-        else:
-            backend = self.plain
-        return self._function(backend, number)(*given)
+            return self.function(number, x)(*given)
+        seen = self.recorded is not None and not compat_triton.INTERPRETED and kernels_support(x).possible
+        return self._level(self.recorded if seen and self.recorded is not None else self.plain, number)(*given)
 
-    def _function(self, backend: Backend, number: int) -> Callable[..., Any]:
+    def function(self, number: int, x: Tensor) -> Callable[..., Any]:
+        """What computes a level of plain eager calls on tensors like x: that of the fastest backend which has it."""
+        chosen = self.choose(x).backend
+        slower = self.backends[self.backends.index(chosen) :]
+        able = (each for each in slower if number != DOUBLE_BACKWARD or each.double_backward is not None)
+        return self._level(next((each for each in able if each.supports(x).possible), self.plain), number)
+
+    def _level(self, backend: Backend, number: int) -> Callable[..., Any]:
         """How a backend computes a level; plain PyTorch where it does not."""
-        function = (backend.forward, backend.backward, backend.double_backward)[number]
-        function = function or self.plain.double_backward
+        function = (backend.forward, backend.backward, backend.double_backward)[number] or self.plain.double_backward
         if function is None:
             raise NotImplementedError(f"{self.name} has no double backward of its own")
         return function

@@ -101,7 +101,8 @@ def source(
 @functools.lru_cache(maxsize=1024)
 def _factory(text: str, name: str) -> Callable[..., Any]:
     """The function `make` of a source, compiled, and shown by tracebacks and debuggers under this name."""
-    return exec_source(text, name, {})["make"]
+    make: Callable[..., Any] = exec_source(text, name, {})["make"]
+    return make
 
 
 def exec_source(text: str, name: str, space: dict[str, Any]) -> dict[str, Any]:
