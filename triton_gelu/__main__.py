@@ -22,25 +22,20 @@ import torch
 import triton_gelu
 
 from .core import compat_torch as _seam
-from .core import launch as _launch
 from .core import operators as _operators
 from .core import run as _fused
-from .core.launch import Launch, Target
+from .core.launch import Launch
 from .core.matrices import matrices
-from .formulas import plain as _reference
+from .core.targets import TARGETS, Target
 from .functional import FORMULAS
+from .ops import bias_gelu_cpu as _reference
+from .ops import bias_gelu_plan as _plan
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 ROADS: dict[ModuleType | None, str] = {
     _fused: "Triton kernels",
     _reference: "PyTorch, in blocks that stay in the CPU's caches",
     None: "plain PyTorch",
-}
-TARGETS = {  # GPUs to plan for that are not here
-    "sm_80": ("A100", Target(108, isa=2)),
-    "sm_90": ("H100", Target(132, isa=2)),
-    "sm_100": ("B200", Target(148, isa=3)),
-    "gfx942": ("MI300X", Target(304, isa=0, warp=64)),
 }
 
 
@@ -111,7 +106,7 @@ def targets(names: Sequence[str] | None) -> dict[str, Target]:
     here = next((device for device in devices() if device.type != "cpu" and _seam.triton_drives(device.type)), None)
     if names is None and here is not None:
         return {str(here): _fused.target(here)}
-    return {f"{TARGETS[name][0]} ({name})": TARGETS[name][1] for name in names or TARGETS}
+    return {f"{TARGETS[name].name} ({name})": TARGETS[name] for name in names or TARGETS}
 
 
 def plans(
@@ -128,12 +123,12 @@ def plans(
     yield f"walked as {walked}, bias along its {forward.bias}" if dim is not None else f"walked as {walked}"
     for title, target in gpus.items():
         yield f"\n{title}, {target.processors} processors"
-        yield launch_line(_launch.forward(forward, dtype.itemsize, approximate, target))
+        yield launch_line(_plan.forward(forward, dtype.itemsize, approximate, target))
         needs = {"needs_dy": False, "needs_x": True, "needs_bias": dim is not None}
-        both = _launch.backward(backward, dtype.itemsize, approximate, target, **needs)
-        yield f"{launch_line(both.walk)}, {both.slabs} partial sums" if both.finish else launch_line(both.walk)
-        if both.finish:
-            yield launch_line(both.finish)
+        both = _plan.backward(backward, dtype.itemsize, approximate, target, **needs)
+        yield f"{launch_line(both.main)}, {both.partials} partial sums" if both.reduce else launch_line(both.main)
+        if both.reduce:
+            yield launch_line(both.reduce)
 
 
 def launch_line(launch: Launch) -> str:
@@ -145,7 +140,7 @@ def launch_line(launch: Launch) -> str:
         for name, value in constants.items()
         if value is not False and name not in ("FORMULA", "BIAS")
     ]
-    return ", ".join([f"  {launch.kernel:9} grid {grid}", f"{launch.num_warps} warps", f"tile {tile}", *flags])
+    return ", ".join([f"  {launch.kernel:18} grid {grid}", f"{launch.num_warps} warps", f"tile {tile}", *flags])
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

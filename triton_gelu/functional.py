@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .core import dispatch as _ops
-from .core.checks import FORMULAS, Approximate, check_approximate
+from .formulas import FORMULAS, Approximate, check_approximate
 from .ops import bias_gelu_transpose as _transpose
 
 __all__ = ["FORMULAS", "Approximate", "bias_gelu", "bias_gelu_transpose", "check_approximate", "gelu"]

@@ -25,12 +25,13 @@ from perf.results import ROOT
 from perf.truth import gelu
 from triton_gelu import bias_gelu, bias_gelu_transpose
 from triton_gelu.core import compat_torch as _seam
-from triton_gelu.core import launch as _launch
 from triton_gelu.core import operators as _operators
 from triton_gelu.core import run as _fused
+from triton_gelu.core import targets as _targets
+from triton_gelu.core.launch import Launch
 from triton_gelu.core.run import Run
+from triton_gelu.core.tiles import store
 from triton_gelu.ops import bias_gelu_transpose as _transpose
-from triton_gelu.ops.bias_gelu_kernels import store
 
 
 @pytest.mark.parametrize("approximate", FORMULAS)
@@ -44,7 +45,7 @@ def test_the_second_backward_pass_is_the_derivative_of_the_first(
     x, dy, v, bias, vbias = (t.to(dtype) for t in (x, dy, v, bias, vbias))
     inputs = [t.double().requires_grad_() for t in (dy, x, bias)]
     u = (inputs[1] + inputs[2][:, None]).detach().requires_grad_()
-    y = torch.nn.functional.gelu(u, approximate=approximate) if approximate != "sigmoid" else u * (1.702 * u).sigmoid()
+    y = FORMULAS[approximate].standard(u)
     (slope,) = torch.autograd.grad(y.sum(), u, create_graph=True)
     (bend,) = torch.autograd.grad(slope.sum(), u)
     both = (v.double() if "v" in given.split() else 0) + (vbias.double()[:, None] if "vbias" in given else 0)
@@ -77,7 +78,7 @@ def test_the_second_backward_pass_computes_what_is_asked_for(needs: tuple[bool, 
 
 @pytest.mark.skipif(not _seam.INTERPRETED, reason="takes memory that is there only if it is touched")
 def test_rows_of_one_tile_may_lie_gigabytes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_launch, "INTERPRETER", replace(_launch.INTERPRETER, parts=4))
+    monkeypatch.setattr(_targets, "INTERPRETER", replace(_targets.INTERPRETER, unroll=4))
     rows, cols, far = 100, 512, 2**31 // 90 // 8 * 8  # the last rows lie more than 2^31 elements away
     x = torch.from_file(str(tmp_path / "x"), shared=True, size=rows * (far + cols), dtype=torch.bfloat16)
     x = x.as_strided((rows, cols), (far, 1)).copy_(torch.randn(rows, cols))
@@ -92,9 +93,9 @@ def test_rows_of_one_tile_may_lie_gigabytes_apart(tmp_path: Path, monkeypatch: p
 
 
 @triton.jit
-def rounded(x_ptr, y_ptr, BLOCK: tl.constexpr, ISA: tl.constexpr):
+def rounded(x_ptr, y_ptr, BLOCK: tl.constexpr, BF16_CVT: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    store(y_ptr + at, tl.load(x_ptr + at), None, ISA)
+    store(y_ptr + at, tl.load(x_ptr + at), None, BF16_CVT)
 
 
 @pytest.mark.parametrize("low", [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], ids=hex)
@@ -102,7 +103,7 @@ def test_bfloat16_is_rounded_by_hand_as_by_pytorch(low: int, device: str) -> Non
     """From every bfloat16 a bit, a tie or most of the way to the next: subnormals, and past the largest, too."""
     x = ((torch.arange(1 << 16, dtype=torch.int32, device=device) << 16) + low).view(torch.float32)
     y = torch.empty_like(x, dtype=torch.bfloat16)
-    rounded[(8,)](x, y, 8192, 0)
+    rounded[(8,)](x, y, 8192, False)
     numbers = ~x.isnan()
     assert torch.equal(y.view(torch.int16)[numbers], x.to(torch.bfloat16).view(torch.int16)[numbers])
 
@@ -149,8 +150,10 @@ ONES = """
 import torch, triton
 from perf import gpus, offline
 from triton_gelu.core import run as _fused
+from triton_gelu.core import targets as _targets
+from triton_gelu.core.launch import Launch
 from triton_gelu.ops import bias_gelu_kernels as _kernels
-for name in ("forward", "backward"):
+for name in ("bias_gelu_forward", "bias_gelu_backward"):
     setattr(_kernels, name, triton.jit(getattr(_kernels, name).fn))  # without do_not_specialize
 x = torch.empty(6, 4096, dtype=torch.bfloat16, device="meta")
 for x, dim in (x, None), (x[:1], 1), (x[:, :8].contiguous(), 1), (x[:4, None], 1), (x.as_strided((6, 5), (1, 1)), 1):
@@ -176,10 +179,10 @@ def test_tiles_in_parts_and_two_steps_at_a_time_change_nothing(
     parts: list[object] = []
 
     class Run(_fused.Run):
-        def __init__(self, launch: _launch.Launch, device: torch.device) -> None:
+        def __init__(self, launch: Launch, device: torch.device) -> None:
             super().__init__(launch, device)
-            if launch.kernel != "finish":
-                parts.append(dict(launch.constants)["PARTS"])
+            if launch.kernel != "reduce_partials":
+                parts.append(dict(launch.constants)["UNROLL"])
 
     def results() -> list[Tensor]:
         y = _fused.Forward(dim or 0, "tanh")(x, bias)
@@ -188,7 +191,7 @@ def test_tiles_in_parts_and_two_steps_at_a_time_change_nothing(
 
     monkeypatch.setattr(_fused, "Run", Run)
     whole = results()
-    monkeypatch.setattr(_launch, "INTERPRETER", _launch.Target(processors=1, isa=2))
+    monkeypatch.setattr(_targets, "INTERPRETER", replace(_targets.TARGETS["sm_90"], processors=1))
     y, dx, *dbias = results()
     assert parts == [1, 1, 4, 2]
     torch.testing.assert_close([y, dx], whole[:2], rtol=0, atol=0)
@@ -211,10 +214,13 @@ class Compiler:
         return compile
 
 
+KERNELS = ("bias_gelu_forward", "bias_gelu_backward", "reduce_partials")
+
+
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
     compiler = Compiler()
-    monkeypatch.setattr(_seam, "kernels", SimpleNamespace(forward=compiler, backward=compiler, finish=compiler))
+    monkeypatch.setattr(_seam, "kernels", SimpleNamespace(**dict.fromkeys(KERNELS, compiler)))
     monkeypatch.setattr(_seam, "driver", lambda: compiler)
     monkeypatch.setattr(_operators, "_calls", {})
     return compiler

@@ -11,9 +11,10 @@ from truth import DTYPES, FORMULAS, assert_no_worse_than, summation_slack, torch
 from perf.truth import spacing
 from triton_gelu import bias_gelu_transpose
 from triton_gelu.core import compat_torch as _seam
-from triton_gelu.core import launch as _launch
 from triton_gelu.core import operators as _operators
+from triton_gelu.core import targets as _targets
 from triton_gelu.ops import bias_gelu_transpose as _transpose
+from triton_gelu.ops import bias_gelu_transpose_plan as _plan
 
 Function = Callable[..., Tensor]
 
@@ -118,8 +119,8 @@ def test_there_may_be_no_bias_and_no_position(given: tuple[bool, bool], device: 
 def test_many_tiles_and_batches_are_right_and_two_runs_give_identical_bits(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_launch, "INTERPRETER", replace(_launch.INTERPRETER, tile_scale=1))
-    monkeypatch.setattr(_launch, "TRANSPOSE_PROGRAMS", 4)  # then two tiles a program, and slabs to add up
+    monkeypatch.setattr(_targets, "INTERPRETER", replace(_targets.INTERPRETER, tile_scale=1))
+    monkeypatch.setattr(_plan, "PROGRAMS_PER_PROCESSOR", 4)  # then two tiles a program, and slabs to add up
     *inputs, dy = tensors(3, 40, 70, torch.float32, device)
     first, second = check(*inputs, dy), results(bias_gelu_transpose, tuple(inputs), dy)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None)

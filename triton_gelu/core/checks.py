@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
-Approximate = Literal["tanh", "none", "sigmoid"]
-FORMULAS: tuple[str, ...] = get_args(Approximate)
+from ..formulas import check_approximate
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -51,12 +49,6 @@ def _check_added(name: str, tensor: Tensor | None, shape: tuple[int, ...], x: Te
         )
     if tensor.device != x.device:
         raise ValueError(f"{name} must be on x's device, {x.device}, got {tensor.device}")
-
-
-def check_approximate(approximate: str) -> None:
-    """Raise ValueError unless `approximate` is a formula we have."""
-    if approximate not in FORMULAS:
-        raise ValueError(f"approximate must be one of {', '.join(map(repr, FORMULAS))}, got {approximate!r}")
 
 
 def _check_dense(name: str, tensor: Tensor) -> None:

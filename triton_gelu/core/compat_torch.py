@@ -18,16 +18,18 @@ from torch.compiler import is_dynamo_compiling
 
 F = TypeVar("F", bound=Callable[..., object])
 
-kernels: Any = None  # the module of kernels, or None where Triton is not installed
+kernels: Any = None  # the modules of kernels, or None where Triton is not installed
+transpose_kernels: Any = None
 try:
     from ..ops import bias_gelu_kernels as kernels
+    from ..ops import bias_gelu_transpose_kernels as transpose_kernels  # noqa: F401
 except ImportError as error:
     if not (error.name or "").startswith("triton") or (error.name or "").startswith("triton_gelu"):
         raise
 
 _knobs: Any = None if kernels is None else kernels.triton.knobs.runtime
 _drivers: Any = None if kernels is None else kernels.triton.runtime.driver
-INTERPRETED = kernels is not None and bool(kernels.INTERPRETED.value)
+INTERPRETED = kernels is not None and bool(_knobs.interpret)
 _turn = threading.Lock()
 
 try:
@@ -52,8 +54,6 @@ OPEN_TYPES = {  # by name: to import them takes a second
     "torch.distributed.tensor.DTensor",
 }
 """The types of tensors that take any operator."""
-ROUNDING = "gfx950", "gfx1250"
-"""The targets of AMD's that round to bfloat16 in an instruction."""
 
 
 def constant(function: F) -> F:
@@ -140,7 +140,10 @@ def let_compilers_look_into(operator: Any, function: Callable[..., object]) -> N
         from torch._library.triton import triton_ops_to_kernels
 
         if kernels is not None and not INTERPRETED:
-            triton_ops_to_kernels[str(operator._opoverload.name())] = [kernels.forward, kernels.backward]
+            triton_ops_to_kernels[str(operator._opoverload.name())] = [
+                kernels.bias_gelu_forward,
+                kernels.bias_gelu_backward,
+            ]
 
 
 def in_turn(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -241,12 +244,7 @@ def triton_drives(device_type: str) -> bool:
         return False
 
 
-def architecture() -> tuple[int, int]:
-    """What the active driver's device has instructions for (see `_formulas`), and how many threads its warps have."""
+def triton_target() -> Any:
+    """What Triton compiles for on the current device: backend, architecture and threads in a warp."""
     active: Any = driver()
-    target = active.get_current_target()
-    if target.backend == "cuda":
-        isa = 3 if target.arch >= 100 else 2
-    else:
-        isa = 0 if target.backend == "hip" and not target.arch.startswith(ROUNDING) else 1
-    return isa, int(target.warp_size)
+    return active.get_current_target()

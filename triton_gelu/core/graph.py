@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.library import wrap_triton
 
+from ..ops import bias_gelu_plan as _plan
 from . import compat_torch as _seam
-from . import launch as _launch
+from .launch import Launch
 from .matrices import Matrices, beside
 from .run import dense, target
 
@@ -25,7 +26,7 @@ def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tenso
     y = torch.empty_like(x)
     if x.numel():
         (x,), walk = _walk(y, bias, dim, x)
-        launch = _launch.forward(walk, x.itemsize, approximate, target(x.device))
+        launch = _plan.forward(walk, x.itemsize, approximate, target(x.device))
         _run(launch, x, bias if bias is None else bias.contiguous(), y)
     return y
 
@@ -39,12 +40,12 @@ def backward(
     if not x.numel():
         return dx if needs_x else None, torch.zeros_like(bias) if needs_bias and bias is not None else None
     (dy, x), walk = _walk(dx, bias, dim, dy, x)
-    plan = _launch.backward(
+    plan = _plan.backward(
         Symbolic(walk.batch, walk.rows, walk.cols, walk.bias, (walk.strides[0], *walk.strides)),
         x.itemsize, approximate, target(x.device), needs_dy=False, needs_x=needs_x, needs_bias=needs_bias,
     )  # fmt: skip
-    partial = x.new_empty((plan.slabs, walk.bias_size), dtype=torch.float32) if needs_bias else None
-    _run(plan.walk, dy, None, None, x, bias if bias is None else bias.contiguous(), None, dx, partial)
+    partial = x.new_empty((plan.partials, walk.bias_size), dtype=torch.float32) if needs_bias else None
+    _run(plan.main, dy, None, None, x, bias if bias is None else bias.contiguous(), None, dx, partial)
     dbias = None if partial is None or bias is None else partial.sum(0).to(bias.dtype)
     return dx if needs_x else None, dbias
 
@@ -69,6 +70,6 @@ def _walk(like: Tensor, bias: Tensor | None, dim: int, *tensors: Tensor) -> tupl
     return tensors, Symbolic(**vars(walk))
 
 
-def _run(launch: _launch.Launch, *tensors: Tensor | None) -> None:
+def _run(launch: Launch, *tensors: Tensor | None) -> None:
     kernel: Any = wrap_triton(getattr(_seam.kernels, launch.kernel))
     kernel[launch.grid](*tensors, *launch.integers, **dict(launch.constants), num_warps=launch.num_warps)

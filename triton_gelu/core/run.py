@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..ops import bias_gelu_plan as _plan
 from . import compat_torch as _seam
-from . import launch as _launch
-from .launch import Launch, Target
+from . import targets as _targets
+from .launch import Launch
 from .matrices import beside
+from .targets import Target
 
 POINTER_ALIGNMENT = 16  # bytes; the only one that Triton asks for
 Maker = Callable[[], Tensor]
@@ -118,7 +120,7 @@ class Forward:
         if not x.numel():
             return _seam.driver(), like_x, None, False
         walk, copies = beside(lies, x.shape, None if bias is None else self.dim, x.stride())
-        launch = _launch.forward(walk, x.itemsize, self.approximate, target(x.device))
+        launch = _plan.forward(walk, x.itemsize, self.approximate, target(x.device))
         return _seam.driver(), like_x, Run(launch, x.device).__call__, copies
 
 
@@ -161,15 +163,15 @@ class Backward:
             return _seam.driver(), like_x, like_bias, None, False, None
         along = None if bias is None else self.dim
         walk, copies = beside(lies, x.shape, along, dy.stride(), (dy if v is None else v).stride(), x.stride())
-        plan = _launch.backward(
+        plan = _plan.backward(
             walk, x.itemsize, self.approximate, target(x.device),
             needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias,
         )  # fmt: skip
         finish = None
-        if plan.finish is not None:
-            sums = _seam.maker((plan.slabs, walk.bias_size), (walk.bias_size, 1), torch.float32, x.device)
-            finish = sums, Run(plan.finish, x.device).__call__
-        return _seam.driver(), like_x, like_bias, Run(plan.walk, x.device).__call__, copies, finish
+        if plan.reduce is not None:
+            sums = _seam.maker((plan.partials, walk.bias_size), (walk.bias_size, 1), torch.float32, x.device)
+            finish = sums, Run(plan.reduce, x.device).__call__
+        return _seam.driver(), like_x, like_bias, Run(plan.main, x.device).__call__, copies, finish
 
 
 def strides(x: Tensor) -> tuple[int, ...]:
@@ -185,10 +187,9 @@ def dense(tensor: Tensor, like: Tensor) -> Tensor:
 def target(device: torch.device) -> Target:
     """What the launch plans need to know of a device."""
     if _seam.INTERPRETED:
-        return _launch.INTERPRETER
+        return _targets.INTERPRETER
     properties = torch.get_device_module(device).get_device_properties(device)
-    isa, warp = on(device, _seam.architecture)()
-    return Target(properties.multi_processor_count, isa, warp)
+    return _targets.target_of(properties, on(device, _seam.triton_target)())
 
 
 class Run:
@@ -199,8 +200,8 @@ class Run:
     offsets fit 32 bits: ours do or don't by shape and strides, which are a plan's own.)
     """
 
-    def __init__(self, launch: Launch, device: torch.device) -> None:
-        kernel = getattr(_seam.kernels, launch.kernel)[launch.grid]
+    def __init__(self, launch: Launch, device: torch.device, kernels: Any = None) -> None:
+        kernel = getattr(kernels or _seam.kernels, launch.kernel)[launch.grid]
         self.by_triton = _seam.in_turn(partial(kernel, **launch.options, **dict(launch.constants)))
         self.grid = launch.grid
         self.integers = launch.integers

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..core import compat_torch as _seam
+from ..formulas import FORMULAS, Normal
 from ..formulas import plain as _reference
 
 
@@ -55,9 +56,7 @@ def double_backward(
 def standard(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in standard operators: what an exported graph holds."""
     u = x if bias is None else x + _column(bias, x, dim)
-    if approximate == "sigmoid":
-        return (u * torch.sigmoid(_reference.LOGIT[approximate][0] * u)).to(x.dtype)
-    return torch.nn.functional.gelu(u, approximate=approximate).to(x.dtype)
+    return FORMULAS[approximate].standard(u).to(x.dtype)
 
 
 def _sum(x: Tensor, bias: Tensor | None, dim: int) -> Tensor:
@@ -78,7 +77,7 @@ def _reduce(du: Tensor, bias: Tensor | None, dim: int) -> Tensor | None:
 
 def _value(u: Tensor, approximate: str) -> Tensor:
     if torch.compiler.is_dynamo_compiling():  # it refuses functions with a forward mode, and differentiates formulas
-        erfc = approximate == "none"
+        erfc = isinstance(FORMULAS[approximate].gate, Normal)
         return u * (torch.erfc(u * -math.sqrt(0.5)) * 0.5) if erfc else _reference.gelu(u, approximate)
     value: Tensor = _Value.apply(u, approximate)
     return value

@@ -17,12 +17,12 @@ from torch.autograd import Function
 
 from ..core import compat_torch as _seam
 from ..core import dispatch as _ops
-from ..core import launch as _launch
 from ..core import operators as _operators
 from ..core import run as _fused
 from ..core.checks import check_transposed
 from ..core.matrices import Ints
 from ..core.run import Launcher, Run, on
+from . import bias_gelu_transpose_plan as _plan
 
 Types = tuple[Any, ...]  # of x, bias, ...; None where there is no such tensor
 
@@ -127,7 +127,7 @@ def _plan_forward(
     shape: torch.Size, x: Ints, types: Types, device: torch.device, driver: object, approximate: str
 ) -> Launcher:
     """What to launch for tensors like these; the kernels compiled for them are kept with it."""
-    return on(device, Run(_launch.forward_transpose(shape, x, approximate, _fused.target(device)), device))
+    return on(device, Run(_plan.forward(shape, x, approximate, _fused.target(device)), device, _seam.transpose_kernels))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -143,8 +143,8 @@ def _plan_backward(
     needs_bias: bool,
 ) -> tuple[Launcher, int, Launcher | None]:
     """The same; the number of slabs of partial sums, and what adds them up, if there is something to add."""
-    plan = _launch.backward_transpose(
+    plan = _plan.backward(
         shape, x, dy, approximate, _fused.target(device), needs_bias=needs_bias and types[1] is not None
     )
-    finish = None if plan.finish is None else on(device, Run(plan.finish, device))
-    return on(device, Run(plan.walk, device)), plan.slabs, finish
+    finish = None if plan.reduce is None else on(device, Run(plan.reduce, device, _seam.transpose_kernels))
+    return on(device, Run(plan.main, device, _seam.transpose_kernels)), plan.partials, finish
