@@ -1,4 +1,4 @@
-"""The kernel road."""
+"""The backend of kernels."""
 
 import functools
 import math
@@ -29,8 +29,10 @@ from triton_gelu.core import operators as _operators
 from triton_gelu.core import run as _fused
 from triton_gelu.core import targets as _targets
 from triton_gelu.core.launch import Launch
+from triton_gelu.core.matrices import matrices
 from triton_gelu.core.run import Run
 from triton_gelu.core.tiles import store
+from triton_gelu.ops import bias_gelu_plan
 from triton_gelu.ops import bias_gelu_transpose as _transpose
 
 
@@ -90,6 +92,27 @@ def test_rows_of_one_tile_may_lie_gigabytes_apart(tmp_path: Path, monkeypatch: p
         strict=True,
     ):
         assert torch.equal(far_apart, dense)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((5000, 20), 1), ((2, 7, 555), 1), ((9, 40), 1)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_bias_that_was_added_before_has_a_gradient_too(
+    dtype: torch.dtype, shape: tuple[int, ...], dim: int, device: str
+) -> None:
+    u, dy = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
+    m = matrices(shape, dim, *[u.stride()] * 4)
+    assert m is not None
+    how = {"needs_dy": False, "needs_x": True, "needs_bias": True}
+    plan = bias_gelu_plan.backward(m, u.itemsize, "tanh", _fused.target(u.device), **how)
+    dx, dbias = torch.empty_like(u), torch.empty(shape[dim], device=device, dtype=dtype)
+    sums = dbias if plan.reduce is None else torch.empty(plan.partials, shape[dim], device=device)
+    Run(plan.main, u.device)((dy, None, None, u, None, None, dx, sums))
+    if plan.reduce is not None:
+        Run(plan.reduce, u.device)((sums, dbias))
+    zero = torch.zeros(shape[dim], device=device, dtype=dtype)
+    for ours, same in zip((dx, dbias), _fused.backward(dy, u, zero, dim, "tanh", True, True), strict=True):
+        assert same is not None
+        assert torch.equal(ours, same)
 
 
 @triton.jit

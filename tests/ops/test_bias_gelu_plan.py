@@ -1,4 +1,4 @@
-"""Launch plans: read on any machine."""
+"""The launch plans of bias_gelu, which can be read on any machine."""
 
 import math
 
@@ -7,7 +7,8 @@ import pytest
 from triton_gelu.core.launch import Backward, Launch
 from triton_gelu.core.matrices import Matrices, matrices
 from triton_gelu.core.targets import TARGETS, Target
-from triton_gelu.ops import bias_gelu_plan, bias_gelu_transpose_plan
+from triton_gelu.ops import bias_gelu_plan
+from triton_gelu.ops.bias_gelu_plan import Tile, backward_tile, forward_tile, partial_sums
 
 H100, MI300X = TARGETS["sm_90"], TARGETS["gfx942"]
 KERNEL_LIMITS = (2**31 - 1, 65535, 65535)
@@ -131,41 +132,46 @@ def test_integers_stay_small_enough_for_32_bits_unless_a_size_is_not() -> None:
     assert dict(backward.main.constants)["INT64_INDEX"] is True
 
 
-TRANSPOSED = [(32, 1280, 1500), (1, 384, 1501), (5, 7, 3), (70000, 16, 64), (2, 1 << 20, 1 << 20), (1, 5_000_000, 1)]
+TILES = [  # of float16: shape, dim of the bias, forward and backward tile
+    ((4096, 4096), 1, Tile(4, 1024, 4), Tile(4, 256)),  # all warps next to each other; backward a warp for each row
+    ((4096, 1536), 1, Tile(4, 512, 2), Tile(4, 256)),
+    ((4096, 96), 1, Tile(128, 32), Tile(32, 32)),
+    ((8, 1280, 3000), 1, Tile(32, 128), Tile(4, 256)),  # narrow: little is wasted at the end of a row
+    ((8, 1280, 3001), 1, Tile(8, 512), Tile(4, 256)),  # narrow accesses
+    ((20480,), None, Tile(1, 4096), Tile(1, 1024)),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", TRANSPOSED, ids=str)
-def test_every_element_is_transposed_and_grids_stay_in_bounds(shape: tuple[int, int, int]) -> None:
-    batch, rows, cols = shape
-    forward, backward = transpose_plan(shape)
-    for launch in (forward, backward.main):
-        assert all(0 < n <= limit for n, limit in zip(launch.grid, KERNEL_LIMITS, strict=True))
-        constants = dict(launch.constants)
-        assert launch.integers[1:3] == (rows // constants["ALIGN_Y"], cols // constants["ALIGN"])
-        _, _, _, col_tiles, batches, *_ = launch.integers
-        assert col_tiles * constants["BLOCK_COLS"] >= cols
-        assert launch.grid[0] // col_tiles * constants["BLOCK_ROWS"] >= rows
-        assert launch.grid[1] * batches >= batch
-        assert constants["BLOCK_ROWS"] * constants["BLOCK_COLS"] >= 4 * 32 * launch.num_warps  # four a thread, or more
-    assert backward.partials == backward.main.integers[3] * backward.main.grid[1]
+@pytest.mark.parametrize(("shape", "dim", "forward", "backward"), TILES, ids=str)
+def test_tiles_follow_from_the_width_and_where_the_bias_lies(
+    shape: tuple[int, ...], dim: int | None, forward: Tile, backward: Tile
+) -> None:
+    m = dense(*shape, dim=dim)
+    assert forward_tile(m, 2, scale=1) == forward
+    assert backward_tile(m, 2, scale=1) == backward
+    assert backward_tile(m, 2, scale=32).rows * backward_tile(m, 2, scale=32).cols > backward.rows * backward.cols
 
 
-def transpose_plan(shape: tuple[int, int, int]) -> tuple[Launch, Backward]:
-    _, rows, cols = shape
-    x, dy = (rows * cols, cols, 1), (rows * cols, rows, 1)
-    return (
-        bias_gelu_transpose_plan.forward(shape, x, "tanh", H100),
-        bias_gelu_transpose_plan.backward(shape, x, dy, "tanh", H100, needs_bias=True),
-    )
+@pytest.mark.parametrize(("batch", "length"), [(1, 4096), (7, 1500), (300, 1500), (1, 1), (70000, 3)])
+@pytest.mark.parametrize("wanted", [1, 4, 1056])
+def test_partial_sums_cover_everything_with_as_many_programs_as_are_wanted_at_most(
+    batch: int, length: int, wanted: int
+) -> None:
+    sums = partial_sums(batch, length, 16, wanted, itemsize=2)
+    assert sums.count <= max(wanted, 1)
+    assert sums.count == -(-batch // sums.batches) * sums.segments
+    assert sums.segments * sums.steps * 16 >= length > (sums.segments - 1) * sums.steps * 16
 
 
-def test_a_new_batch_or_sequence_does_not_change_what_transposes() -> None:
-    plans = [transpose_plan(shape) for shape in ((1, 384, 1500), (7, 384, 1500), (64, 384, 300), (64, 384, 2996))]
-    assert len({forward.constants for forward, _ in plans}) == 1
-    assert len({backward.main.constants for _, backward in plans}) == 1
+def test_a_small_sum_is_not_shared_out() -> None:
+    assert partial_sums(1, 60, 4, wanted=1056, itemsize=2).count == 1  # two programs would write more than they save
+    assert partial_sums(1, 1 << 20, 4, wanted=1056, itemsize=2).count > 1000
 
 
-def test_a_transposition_counts_in_64_bits_where_a_tile_reaches_far() -> None:
-    for shape, wide in (((2, 384, 1500), False), ((1, 1 << 26, 64), True), ((1, 64, 1 << 26), True)):
-        forward, backward = transpose_plan(shape)
-        assert dict(forward.constants)["INT64_INDEX"] == dict(backward.main.constants)["INT64_INDEX"] == wide
+def test_a_bias_that_was_added_before_has_a_gradient_too() -> None:
+    m = dense(8, 1280, 1500, dim=1)
+    plan = bias_gelu_plan.backward(m, 2, "tanh", H100, needs_dy=False, needs_x=True, needs_bias=True)
+    constants = dict(plan.main.constants)
+    assert (constants["BIAS"], constants["NEEDS_BIAS"]) == ("rows", True)
+    assert plan.reduce is not None
+    assert plan.reduce.integers == (plan.partials, 1280)
