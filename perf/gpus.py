@@ -54,7 +54,7 @@ class GPU:
     partitions: int
     registers: int  # 32-bit registers of a partition
     granule: int
-    shared: int  # bytes, and what a block takes beside its own
+    shared: int  # bytes, and what a block takes on top of its own
     shared_reserved: int
 
     def per_second(self, unit: str) -> float:

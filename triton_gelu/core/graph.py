@@ -17,7 +17,7 @@ from torch.library import wrap_triton
 from ..ops import bias_gelu_plan as _plan
 from . import compat_torch as _seam
 from .launch import Launch
-from .matrices import Matrices, beside
+from .matrices import Matrices, matrices_with_result
 from .run import dense, target
 
 
@@ -63,8 +63,9 @@ class Symbolic(Matrices):
 
 
 def _walk(like: Tensor, bias: Tensor | None, dim: int, *tensors: Tensor) -> tuple[tuple[Tensor, ...], Symbolic]:
-    """The tensors, copied where they can't be walked beside `like`, which is dense, and how to walk all of them."""
-    walk, copies = beside(like.stride(), like.shape, None if bias is None else dim, *(t.stride() for t in tensors))
+    """The tensors, copied where they have no matrices in common with `like`, which is dense, and their matrices."""
+    along = None if bias is None else dim
+    walk, copies = matrices_with_result(like.stride(), like.shape, along, *(t.stride() for t in tensors))
     if copies:
         tensors = tuple(dense(t, like) for t in tensors)
     return tensors, Symbolic(**vars(walk))

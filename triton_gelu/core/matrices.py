@@ -17,7 +17,7 @@ Ints = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Matrices:
-    """Tensors of one shape, walked together as `[batch, rows, cols]` with contiguous columns.
+    """Tensors of one shape, each seen as `[batch, rows, cols]` with contiguous columns.
 
     `strides` holds a pair (batch stride, row stride), in elements, for each tensor.
     """
@@ -38,7 +38,7 @@ class Matrices:
 
 
 def matrices(shape: Sequence[int], dim: int | None, *strides: Sequence[int]) -> Matrices | None:
-    """Walk tensors of one `shape`, one entry of `strides` each, with a bias along `dim` (None: no bias).
+    """See tensors of one `shape` as matrices: an entry of `strides` each, a bias along `dim` (None: no bias).
 
     Dimensions go by descending stride of the first tensor and are merged where all tensors allow it. Returns None where
     that does not end in a stack of matrices with contiguous columns: then somebody has to copy.
@@ -68,13 +68,16 @@ def matrices(shape: Sequence[int], dim: int | None, *strides: Sequence[int]) -> 
     return Matrices(batch, rows, cols, bias, tuple(zip(batch_strides, row_strides, strict=True)))
 
 
-def beside(
+def matrices_with_result(
     result: Sequence[int], shape: Sequence[int], dim: int | None, *strides: Sequence[int]
 ) -> tuple[Matrices, bool]:
-    """How to walk tensors beside a dense `result`; and whether only where all of them lie as it does."""
-    walk = matrices(shape, dim, *strides, result)
-    if walk is not None:
-        return walk, False
-    walk = matrices(shape, dim, *[result] * (len(strides) + 1))
-    assert walk is not None
-    return walk, True
+    """The matrices that tensors and a dense `result` are, the result last; and whether to copy the tensors first.
+
+    They must be where their strides and the result's do not go together; copies then have the strides of the result.
+    """
+    together = matrices(shape, dim, *strides, result)
+    if together is not None:
+        return together, False
+    together = matrices(shape, dim, *[result] * (len(strides) + 1))
+    assert together is not None
+    return together, True

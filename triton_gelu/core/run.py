@@ -17,7 +17,7 @@ from ..ops import bias_gelu_plan as _plan
 from . import compat_torch as _seam
 from . import targets as _targets
 from .launch import Launch
-from .matrices import beside
+from .matrices import matrices_with_result
 from .targets import Target
 
 POINTER_ALIGNMENT = 16  # bytes; the only one that Triton asks for
@@ -119,7 +119,7 @@ class Forward:
         like_x = _seam.maker(x.shape, lies, x.dtype, x.device)
         if not x.numel():
             return _seam.driver(), like_x, None, False
-        walk, copies = beside(lies, x.shape, None if bias is None else self.dim, x.stride())
+        walk, copies = matrices_with_result(lies, x.shape, None if bias is None else self.dim, x.stride())
         launch = _plan.forward(walk, x.itemsize, self.approximate, target(x.device))
         return _seam.driver(), like_x, Run(launch, x.device).__call__, copies
 
@@ -162,7 +162,9 @@ class Backward:
         if not x.numel():
             return _seam.driver(), like_x, like_bias, None, False, None
         along = None if bias is None else self.dim
-        walk, copies = beside(lies, x.shape, along, dy.stride(), (dy if v is None else v).stride(), x.stride())
+        walk, copies = matrices_with_result(
+            lies, x.shape, along, dy.stride(), (dy if v is None else v).stride(), x.stride()
+        )
         plan = _plan.backward(
             walk, x.itemsize, self.approximate, target(x.device),
             needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias,
