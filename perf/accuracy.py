@@ -33,11 +33,11 @@ from torch import Tensor
 from perf import results, silicon, truth
 from perf.results import Row, UserError
 from perf.table import as_text
+from triton_gelu.formulas import FORMULAS, TANH, Normal
 
 Function = Callable[[Tensor, str], Tensor]
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-FORMULAS = ("tanh", "none", "sigmoid")
 DIRECTIONS = ("forward", "backward")
 FLUSHED = 2.0**-120
 CPU = torch.device("cpu")
@@ -58,19 +58,19 @@ def ours(x: Tensor, approximate: str) -> Tensor:
 
 def eager(x: Tensor, approximate: str) -> Tensor:
     """PyTorch's own."""
-    if approximate == "sigmoid":
-        return x * torch.sigmoid(1.702 * x)
-    return torch.nn.functional.gelu(x, approximate=approximate)
+    return FORMULAS[approximate].standard(x)
 
 
 def textbook(x: Tensor, approximate: str) -> Tensor:
     """The formula as papers print it, in fp32."""
     u = x.float()
-    if approximate == "none":
+    gate = FORMULAS[approximate].gate
+    if isinstance(gate, Normal):
         return (0.5 * u * (1 + torch.erf(u / math.sqrt(2)))).to(x.dtype)
-    if approximate == "sigmoid":
-        return (u / (1 + torch.exp(-1.702 * u))).to(x.dtype)
-    return (0.5 * u * (1 + torch.tanh(_argument(u)))).to(x.dtype)
+    if gate == TANH:
+        return (0.5 * u * (1 + torch.tanh(_argument(u)))).to(x.dtype)
+    assert not gate.bend
+    return (u / (1 + torch.exp(-gate.linear * u))).to(x.dtype)
 
 
 def tanh_approx(x: Tensor, approximate: str) -> Tensor:
@@ -80,7 +80,7 @@ def tanh_approx(x: Tensor, approximate: str) -> Tensor:
 
 
 def _argument(u: Tensor) -> Tensor:
-    return math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)
+    return TANH.linear / 2 * (u + TANH.bend * u**3)
 
 
 def functions(approximate: str, device: torch.device) -> dict[str, Function]:

@@ -13,8 +13,9 @@ import torch
 from perf.models import MODELS
 from perf.results import Row, UserError
 from triton_gelu.__main__ import parse_dim, parse_shape
+from triton_gelu.formulas import FORMULAS
 
-APPROXIMATES = ("tanh", "none", "sigmoid")
+APPROXIMATES = tuple(FORMULAS)
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 DIRECTIONS = ("forward", "forward_backward")
 SEED = 0

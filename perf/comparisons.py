@@ -13,12 +13,13 @@ from triton.language.extra import libdevice
 
 from perf.cases import Case
 from perf.offline import META, Call
+from triton_gelu.formulas import SIGMOID, TANH
 
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 DENSITY = tl.constexpr(1 / math.sqrt(2 * math.pi))
 SCALE = tl.constexpr(math.sqrt(2 / math.pi))
-CUBIC = tl.constexpr(0.044715)
-QUICK = tl.constexpr(1.702)
+CUBIC = tl.constexpr(TANH.bend)
+QUICK = tl.constexpr(SIGMOID.linear)
 
 FLAT_BLOCK = 1024
 FORWARD_TILE = (4, 1024)
@@ -36,8 +37,10 @@ def gelu(u, FORMULA: tl.constexpr):
         gate = 0.5 * (1 + libdevice.erf(u * SQRT_HALF))
     elif FORMULA == "tanh":
         gate = 0.5 * (1 + libdevice.tanh(SCALE * (u + CUBIC * u * u * u)))
-    else:
+    elif FORMULA == "sigmoid":
         gate = tl.sigmoid(u * QUICK)
+    else:
+        tl.static_assert(False, f"there is no comparison kernel for formula '{FORMULA}'")
     return u * gate
 
 
@@ -50,9 +53,11 @@ def dgelu(u, FORMULA: tl.constexpr):
         t = libdevice.tanh(SCALE * (u + CUBIC * u * u * u))
         gate = 0.5 * (1 + t)
         slope = 0.5 * (1 - t * t) * SCALE * (1 + 3 * CUBIC * u * u)
-    else:
+    elif FORMULA == "sigmoid":
         gate = tl.sigmoid(u * QUICK)
         slope = QUICK * gate * (1 - gate)
+    else:
+        tl.static_assert(False, f"there is no comparison kernel for formula '{FORMULA}'")
     return gate + u * slope
 
 

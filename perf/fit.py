@@ -1,4 +1,4 @@
-"""The polynomials of triton_gelu/_formulas.py, fitted: `python -m perf fit` prints them and their errors.
+"""The polynomials of triton_gelu/formulas/device.py, fitted: `python -m perf fit` prints them and their errors.
 
 Each is a minimax fit: weighted least squares whose weights grow where the error is largest (C. L. Lawson, 1961), until
 the largest error is as small as it can be. Then the coefficients are rounded to float32 one after another, from the
@@ -123,7 +123,7 @@ def all_fits() -> list[Fit]:
 
 
 def in_the_file() -> list[tuple[float, ...]]:
-    """The coefficients of _formulas.py: its tuples of numbers, in order."""
+    """The coefficients of formulas/device.py: its tuples of numbers, in order."""
     tuples = [node for node in ast.walk(ast.parse(FORMULAS.read_text())) if isinstance(node, ast.Tuple)]
     found = []
     for node in sorted(tuples, key=lambda node: node.lineno):

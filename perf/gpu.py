@@ -28,6 +28,7 @@ from perf.progress import progress
 from perf.providers import Provider
 from perf.results import DATA, ROOT, UserError
 from triton_gelu.core import compat_triton
+from triton_gelu.formulas import FORMULAS
 
 MINUTE = 60.0
 ALL_S, TESTS_S, REPORT_S = 15 * MINUTE, 7 * MINUTE, 0.5 * MINUTE
@@ -87,7 +88,7 @@ def pack(
     tests: str,
 ) -> bool:
     """Append the device's errors and, as far as time goes, its times; write the report. False after Ctrl-C."""
-    for dtype, formula, way in progress([*product(dtypes, accuracy.FORMULAS, accuracy.DIRECTIONS)], " ".join):
+    for dtype, formula, way in progress([*product(dtypes, FORMULAS, accuracy.DIRECTIONS)], " ".join):
         for row in accuracy.rows(dtype, formula, way, machine.device):
             results.append(output, row)
     whole = measure.sweep(chosen, wanted, machine, output, until=until)

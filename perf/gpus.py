@@ -1,5 +1,6 @@
 """What is known of GPUs that are not here: how much a multiprocessor does in a clock, and how fast memory is.
 
+Names, numbers of processors, threads in a warp and bandwidths are the library's own (triton_gelu/core/targets.py).
 Each number says where it comes from and how sure it is: "published" by the vendor, "derived" from published numbers,
 or "assumed", and then on the side that makes a kernel look worse.
 """
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from triton_gelu.core.targets import TARGETS, Target
 
 GUIDE = "CUDA C++ Programming Guide, table of the throughput of native arithmetic instructions"
 PIPES = "https://forums.developer.nvidia.com/t/separate-cuda-core-pipeline-for-fp16-and-fp32/302018"
@@ -51,7 +54,7 @@ class GPU:
     partitions: int
     registers: int  # 32-bit registers of a partition
     granule: int
-    shared: int  # bytes, and what a block takes beside its own
+    shared: int  # bytes, and what a block takes on top of its own
     shared_reserved: int
 
     def per_second(self, unit: str) -> float:
@@ -87,11 +90,9 @@ def _nvidia(fma: int) -> Mapping[str, Datum]:
 
 
 def _gpu_of_nvidia(
-    name: str,
-    target: str,
+    target: Target,
     *,
-    bandwidth: Datum,
-    processors: int,
+    bandwidth: str,
     clock: Datum,
     latency: float,
     fma: int,
@@ -99,20 +100,23 @@ def _gpu_of_nvidia(
     shared: int,
 ) -> GPU:
     return GPU(
-        name, target, "NVIDIA", int(target.removeprefix("sm_")) // 10,
-        bandwidth, processors, clock,
+        target.name, target.architecture, "NVIDIA", int(target.architecture.removeprefix("sm_")) // 10,
+        _bandwidth(target, bandwidth), target.processors, clock,
         Datum(latency, "roughly what pointer chasing shows, with room for load", "assumed"),
         {unit: lanes for unit, lanes in _nvidia(fma).items() if unit not in does}, does,
-        warp=32, warps=64, blocks=32, partitions=4, registers=16384, granule=256,
+        warp=target.warp, warps=64, blocks=32, partitions=4, registers=16384, granule=256,
         shared=shared * 1024, shared_reserved=1024,
     )  # fmt: skip
 
 
+def _bandwidth(target: Target, source: str) -> Datum:
+    assert target.bandwidth is not None
+    return Datum(target.bandwidth, source)
+
+
 A100 = _gpu_of_nvidia(
-    "A100 SXM 80 GB",
-    "sm_80",
-    bandwidth=Datum(2039e9, "NVIDIA A100 data sheet"),
-    processors=108,
+    TARGETS["sm_80"],
+    bandwidth="NVIDIA A100 data sheet",
     clock=Datum(1.41e9, "NVIDIA A100 white paper, boost clock"),
     latency=600e-9,
     fma=64,
@@ -120,10 +124,8 @@ A100 = _gpu_of_nvidia(
     shared=164,
 )
 H100 = _gpu_of_nvidia(
-    "H100 SXM",
-    "sm_90",
-    bandwidth=Datum(3350e9, "NVIDIA H100 data sheet"),
-    processors=132,
+    TARGETS["sm_90"],
+    bandwidth="NVIDIA H100 data sheet",
     clock=Datum(1.755e9, "below the 1.98 GHz that the data sheet's 67 fp32 TFLOPS imply", "assumed"),
     latency=700e-9,
     fma=128,
@@ -131,10 +133,8 @@ H100 = _gpu_of_nvidia(
     shared=228,
 )
 B200 = _gpu_of_nvidia(
-    "B200",
-    "sm_100",
-    bandwidth=Datum(8000e9, "NVIDIA HGX B200 data sheet"),
-    processors=148,
+    TARGETS["sm_100"],
+    bandwidth="NVIDIA HGX B200 data sheet",
     clock=Datum(1.85e9, "below the 1.98 GHz that the data sheet's 75 fp32 TFLOPS imply", "assumed"),
     latency=700e-9,
     fma=128,
@@ -142,9 +142,9 @@ B200 = _gpu_of_nvidia(
     shared=228,
 )
 MI300X = GPU(
-    "MI300X", "gfx942", "AMD", 9,
-    bandwidth=Datum(5300e9, "AMD Instinct MI300X data sheet"),
-    processors=304,
+    TARGETS["gfx942"].name, TARGETS["gfx942"].architecture, "AMD", 9,
+    bandwidth=_bandwidth(TARGETS["gfx942"], "AMD Instinct MI300X data sheet"),
+    processors=TARGETS["gfx942"].processors,
     clock=Datum(2.1e9, "AMD Instinct MI300X data sheet, peak engine clock"),
     latency=Datum(800e-9, "roughly what pointer chasing shows, with room for load", "assumed"),
     lanes={
@@ -154,7 +154,7 @@ MI300X = GPU(
         "lds": Datum(32, f"{CDNA3}: 128 bytes a clock, counted in words"),
     },
     does={},
-    warp=64, warps=32, blocks=16, partitions=4, registers=512 * 64, granule=8 * 64,
+    warp=TARGETS["gfx942"].warp, warps=32, blocks=16, partitions=4, registers=512 * 64, granule=8 * 64,
     shared=64 * 1024, shared_reserved=0,
 )  # fmt: skip
 

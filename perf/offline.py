@@ -113,7 +113,7 @@ class DeviceModule:
         self.gpu = gpu
 
     def get_device_properties(self, device: object) -> SimpleNamespace:
-        return SimpleNamespace(multi_processor_count=self.gpu.processors, major=self.gpu.major)
+        return SimpleNamespace(name=self.gpu.name, multi_processor_count=self.gpu.processors, major=self.gpu.major)
 
     def current_device(self) -> None:
         return None  # the index of the meta device

@@ -14,6 +14,7 @@ from perf.accuracy import CURVE, EDGES, KERNEL
 from perf.plot import BLUE, GREEN, GREY, SKY, VERMILION, head, human, origin, style
 from perf.results import Row
 from perf.table import grouped
+from triton_gelu.formulas import FORMULAS
 
 LOOKS: Mapping[str, tuple[str, str, str, float]] = {  # provider: label, colour, line, width
     "textbook": ("textbook, 0.5x(1 + ...)", GREEN, ":", 2.0),
@@ -22,7 +23,6 @@ LOOKS: Mapping[str, tuple[str, str, str, float]] = {  # provider: label, colour,
     "torch": ("torch", BLUE, "-", 1.6),
     f"{KERNEL}, high": ("triton_gelu kernel, worst silicon", VERMILION, "-", 2.2),
 }
-FORMULAS = {"tanh": "tanh", "none": "exact (erf)", "sigmoid": "sigmoid (quick)"}
 LEAST = 0.5  # a result that is rounded correctly is off by this much or less
 
 
@@ -44,7 +44,7 @@ def errors(rows: Sequence[Row], dtype: str, direction: str) -> Picture:
         axes = picture.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, (approximate, mine) in zip(axes, panels.items(), strict=True):
             panel(axis, mine, nothing=nothing)
-            axis.set_title(FORMULAS[approximate])
+            axis.set_title(FORMULAS[approximate].title)
         axes[0].set_ylabel("error in ulp (units in the last place)")
         handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         picture.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles), fontsize=9)

@@ -15,6 +15,7 @@ from perf.gpus import GPUS
 from perf.plot import BLACK, BLUE, GREY, SKY, VERMILION, head, human, style
 from perf.results import Row
 from perf.table import grouped
+from triton_gelu.formulas import FORMULAS
 
 FLAT = "plain formula, flat index (backward: dx, then a separate dbias sum)"
 LOOKS: Mapping[str, tuple[str, str, str]] = {  # how a provider's name ends: label, colour, marker
@@ -92,8 +93,7 @@ def legend(picture: Picture, rows: Sequence[Row]) -> None:
 def label(row: Row) -> str:
     """What a line shows."""
     short = {name: word for word, name in DTYPES.items()}
-    formula = "exact" if row.approximate == "none" else row.approximate
-    return f"{row.case}, {formula} {short[row.dtype]} {row.direction}"
+    return f"{row.case}, {FORMULAS[row.approximate].title} {short[row.dtype]} {row.direction}"
 
 
 def look(row: Row) -> tuple[str, str, str]:

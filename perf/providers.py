@@ -16,19 +16,18 @@ from torch import Tensor
 import triton_gelu
 from perf import models
 from perf.cases import Case, Inputs
+from triton_gelu.formulas import FORMULAS
 
 Call = Callable[..., Tensor]  # (x), (x, bias) or (x, weight, bias), as the case has them
 Provider = Callable[[Case], Call]
 Thunk = Callable[[], Tensor | tuple[Tensor, ...]]
-
-QUICK_GELU_SLOPE = 1.702
 
 
 def eager(case: Case) -> Call:
     """What a PyTorch user writes: `F.gelu(x + b)`, or `F.gelu(F.linear(x, w, b))`."""
     if case.model:
         return models.call(models.MODELS[case.model].plain(case.shape, case.approximate))  # type: ignore[arg-type]
-    gelu = quick_gelu if case.approximate == "sigmoid" else functools.partial(F.gelu, approximate=case.approximate)
+    gelu = FORMULAS[case.approximate].standard
     if case.in_features is not None:
         return lambda x, weight, bias: gelu(F.linear(x, weight, bias))
     if case.dim is None:
@@ -59,11 +58,6 @@ def fused(case: Case) -> Call:
 def compiled(provider: Provider) -> Provider:
     """The same call under `torch.compile`, one graph and static shapes: its best case."""
     return lambda case: torch.compile(provider(case), fullgraph=True, dynamic=False)
-
-
-def quick_gelu(u: Tensor) -> Tensor:
-    """`u * sigmoid(1.702 u)`, which PyTorch has no function for."""
-    return u * torch.sigmoid(QUICK_GELU_SLOPE * u)
 
 
 BASELINE = "eager"
@@ -98,10 +92,11 @@ def expression(case: Case) -> str:
     if case.model:
         return f"{case.model} of PyTorch's layers"
     u = "F.linear(x, w, b)" if case.in_features else "x" if case.dim is None else "x + b"
-    if case.approximate == "sigmoid":
-        return f"u * torch.sigmoid({QUICK_GELU_SLOPE} * u) with u = {u}"
     then = ".transpose(1, 2) + position" if case.transposed else ""
-    return f"F.gelu({u}, approximate={case.approximate!r}){then}"
+    spelled = FORMULAS[case.approximate].spelling
+    if spelled.count("{u}") > 1:
+        return f"{spelled.format(u='u')}{then} with u = {u}"
+    return f"{spelled.format(u=u)}{then}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

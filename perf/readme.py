@@ -22,11 +22,11 @@ from perf import accuracy, compare, plot, results, table
 from perf.figures import HEADROOM, INSTRUCTIONS, LIBRARY
 from perf.gpus import GPUS
 from perf.results import DATA, ROOT, Row, UserError
+from triton_gelu.formulas import FORMULAS
 
 README = ROOT / "README.md"
 DOCUMENTS = (README, ROOT / "CONTRIBUTING.md")
 BLOCK = re.compile(r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-FORMULAS = {"tanh": "tanh", "none": "exact", "sigmoid": "sigmoid"}
 WIDTH, SHAPE = "width 4096", (16384, 4096)  # the case of static figures
 SILICON = "kernel, worst silicon"
 ACCURACY = {  # line of the table: the providers it is the worst of
@@ -110,7 +110,7 @@ def static() -> Iterator[str]:
     yield from markdown(
         ["bf16, 16384 x 4096", *(GPUS[target].name.split()[0] for target in targets)],
         [
-            [f"{FORMULAS[formula]} {direction}", *(headroom_cell(mine, target) for target in targets)]
+            [f"{FORMULAS[formula].title} {direction}", *(headroom_cell(mine, target) for target in targets)]
             for (formula, direction), mine in table.grouped(rows, lambda row: (row.approximate, row.direction)).items()
         ],
     )
@@ -131,7 +131,7 @@ def compilers() -> Iterator[str]:
     found: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
         if (row.shape, row.dtype, row.provider, row.metric) == asked_for:
-            line = found.setdefault(f"{FORMULAS[row.approximate]} {row.direction}", {})
+            line = found.setdefault(f"{FORMULAS[row.approximate].title} {row.direction}", {})
             line.setdefault(compare.version(row), {})[row.device] = f"{row.value:.2f}"
     versions = list(dict.fromkeys(version for line in found.values() for version in line))
     yield from markdown(
@@ -152,7 +152,8 @@ def errors() -> Iterator[str]:
         mine = [[row for row in rows if row.approximate == each and row.provider in providers] for each in FORMULAS]
         cells = (" / ".join(worst(each, dtype) for each in mine) for dtype in accuracy.DTYPES.values())
         body.append([road, *cells])
-    yield from markdown([f"largest error in ulp: {' / '.join(FORMULAS.values())}", *accuracy.DTYPES], body)
+    titles = " / ".join(formula.title for formula in FORMULAS.values())
+    yield from markdown([f"largest error in ulp: {titles}", *accuracy.DTYPES], body)
 
 
 def worst(rows: Iterable[Row], dtype: torch.dtype) -> str:
@@ -196,7 +197,7 @@ def ratios(rows: Sequence[Row]) -> Iterator[str]:
 
 def asked(row: Row) -> str:
     """A case in words, but for its direction."""
-    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate]}"
+    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate].title}"
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from perf import results
 from perf.providers import PROVIDERS
 from perf.results import COPY, Row
+from triton_gelu.formulas import FORMULAS
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -39,7 +40,8 @@ def render(rows: Iterable[Row], *, markdown: bool = False) -> str:
 
 def titled(formula: str, dtype: str, direction: str) -> str:
     """What a group of rows has in common, in words."""
-    name = "exact (none)" if formula == "none" else formula
+    title = FORMULAS[formula].title
+    name = title if title == formula else f"{title} ({formula})"
     return f"{name}, {dtype}, {direction.replace('_', ' + ')}"
 
 

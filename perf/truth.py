@@ -11,16 +11,21 @@ import math
 import torch
 from torch import Tensor
 
+from triton_gelu.formulas import FORMULAS, Logistic, Normal
+
 FAR = 1000.0  # every gate has long become 0 or 1
 
 
 def gate(u: Tensor, approximate: str) -> tuple[Tensor, Tensor, Tensor]:
     """C, C' and C'' at a float64 `u`."""
     u = u.clamp(-FAR, FAR)
-    if approximate == "none":
+    formula = FORMULAS[approximate].gate
+    if isinstance(formula, Normal):
         density = torch.exp(-u * u / 2) / math.sqrt(2 * math.pi)
         return torch.special.erfc(-u / math.sqrt(2)) / 2, density, -u * density
-    linear, cubic = (1.702, 0.0) if approximate == "sigmoid" else (2 * math.sqrt(2 / math.pi), 0.044715)
+    if not isinstance(formula, Logistic):
+        raise NotImplementedError(f"the truth of {approximate!r} is not known: its gate is {formula!r}")
+    linear, cubic = formula.linear, formula.bend
     z, slope, bend = linear * (u + cubic * u**3), linear * (1 + 3 * cubic * u * u), linear * 6 * cubic * u
     rising, falling = torch.sigmoid(z), torch.sigmoid(-z)
     density = slope * rising * falling

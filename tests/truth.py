@@ -7,16 +7,14 @@ import torch
 from torch import Tensor
 
 from perf.truth import gelu, spacing
+from triton_gelu.formulas import FORMULAS
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-FORMULAS = ("tanh", "none", "sigmoid")
 
 
 def torch_gelu(u: Tensor, approximate: str) -> Tensor:
     """What a user of PyTorch would write."""
-    if approximate == "sigmoid":
-        return u * torch.sigmoid(1.702 * u)
-    return torch.nn.functional.gelu(u, approximate=approximate)
+    return FORMULAS[approximate].standard(u)
 
 
 def broadcast(bias: Tensor | None, x: Tensor, dim: int) -> Tensor | float:

@@ -19,19 +19,15 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from . import __version__
-from .core import compat_triton, launch, run
-from .core.launch import Launch, Target
+from .core import compat_triton, run
+from .core.launch import Launch
 from .core.matrices import matrices
+from .core.targets import TARGETS, Target
 from .formulas import FORMULAS
 from .ops.bias_gelu import BIAS_GELU
+from .ops.bias_gelu_plan import backward_launches, forward_launch
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-TARGETS = {  # GPUs to plan for that are not here
-    "sm_80": ("A100", Target(108, isa=2)),
-    "sm_90": ("H100", Target(132, isa=2)),
-    "sm_100": ("B200", Target(148, isa=3)),
-    "gfx942": ("MI300X", Target(304, isa=0, warp=64)),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,45 +84,47 @@ def device_line(device: torch.device) -> str:
 
 
 def targets(names: Sequence[str] | None) -> dict[str, Target]:
-    """What to plan for, by title: the GPUs named, else the first one here, else all that have a name."""
-    here = next((device for device in devices() if device.type != "cpu" and compat_triton.drives(device.type)[0]), None)
+    """What to plan for, by title: the GPUs named, else the first one here, else all of the table."""
+    here = next((d for d in devices() if d.type != "cpu" and compat_triton.drives(d.type)[0]), None)
     if names is None and here is not None:
-        return {str(here): run.device_target(here)}
-    return {f"{TARGETS[name][0]} ({name})": TARGETS[name][1] for name in names or TARGETS}
+        target = run.device_target(here)
+        unknown = "" if target.known else ", which is not in the table of GPUs: planned from its properties"
+        return {f"{here}, {target.name} ({target.architecture}){unknown}": target}
+    return {f"{TARGETS[name].name} ({name})": TARGETS[name] for name in names or TARGETS}
 
 
 def plans(
     shape: Sequence[int], dim: int | None, dtype: torch.dtype, approximate: str, gpus: dict[str, Target]
 ) -> Iterator[str]:
-    """How contiguous tensors of a shape are walked, and every launch of a call, on each GPU."""
+    """As which matrices contiguous tensors of a shape are computed, and every launch of a call, on each GPU."""
     strides = torch.empty(shape, device="meta").stride()
     forward, backward = (matrices(shape, dim, *(strides,) * count) for count in (2, 4))
     assert forward is not None
     assert backward is not None
     bias = "no bias" if dim is None else f"bias of {shape[dim]} along dim {dim}"
     yield f"x of {'x'.join(map(str, shape))}, contiguous, {str(dtype).removeprefix('torch.')}, {approximate!r}, {bias}"
-    walked = f"{forward.batch} x [{forward.rows} rows, {forward.cols} columns]"
-    yield f"walked as {walked}, bias along its {forward.bias}" if dim is not None else f"walked as {walked}"
+    seen = f"computed as {forward.batch} x [{forward.rows} rows, {forward.cols} columns]"
+    yield f"{seen}, bias along its {forward.bias}" if dim is not None else seen
     for title, target in gpus.items():
         yield f"\n{title}, {target.processors} processors"
-        yield launch_line(launch.forward(forward, dtype.itemsize, approximate, target))
+        yield launch_line(forward_launch(forward, dtype.itemsize, approximate, target))
         needs = {"needs_dy": False, "needs_x": True, "needs_bias": dim is not None}
-        both = launch.backward(backward, dtype.itemsize, approximate, target, **needs)
-        yield f"{launch_line(both.walk)}, {both.slabs} partial sums" if both.finish else launch_line(both.walk)
-        if both.finish:
-            yield launch_line(both.finish)
+        both = backward_launches(backward, dtype.itemsize, approximate, target, **needs)
+        yield f"{launch_line(both.main)}, {both.partials} partial sums" if both.reduce else launch_line(both.main)
+        if both.reduce:
+            yield launch_line(both.reduce)
 
 
-def launch_line(planned: Launch) -> str:
+def launch_line(launch: Launch) -> str:
     """A launch in a line: grid, warps, tile, then the other constants, the false ones left out."""
-    constants = dict(planned.constants)
-    grid, tile = "x".join(map(str, planned.grid)), f"{constants.pop('BLOCK_ROWS')}x{constants.pop('BLOCK_COLS')}"
+    constants = dict(launch.constants)
+    grid, tile = "x".join(map(str, launch.grid)), f"{constants.pop('BLOCK_ROWS')}x{constants.pop('BLOCK_COLS')}"
     flags = [
         name if value is True else f"{name}={value}"
         for name, value in constants.items()
         if value is not False and name not in ("FORMULA", "BIAS")
     ]
-    return ", ".join([f"  {planned.kernel:9} grid {grid}", f"{planned.num_warps} warps", f"tile {tile}", *flags])
+    return ", ".join([f"  {launch.kernel:18} grid {grid}", f"{launch.num_warps} warps", f"tile {tile}", *flags])
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +15,10 @@ from torch import Tensor
 from torch._vmap_internals import _vmap as old_vmap
 from torch.autograd import forward_ad
 from torch.func import jvp, vmap
-from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import CompiledKernel
 
 from triton_gelu import bias_gelu
-from triton_gelu.core import compat_torch, compat_triton, run
-from triton_gelu.core.launch import Target
+from triton_gelu.core import compat_torch, compat_triton
 from triton_gelu.ops.bias_gelu import BIAS_GELU, PLAIN
 
 
@@ -316,25 +313,3 @@ def test_what_makes_the_tensors_of_compiled_graphs_is_in_this_pytorch() -> None:
 def test_a_compilation_is_no_export() -> None:
     function = torch.compile(lambda x: x * (2 if compat_torch.is_exporting() else 3), backend="eager", fullgraph=True)
     assert torch.equal(function(torch.ones(3)), torch.full((3,), 3.0))
-
-
-@pytest.mark.parametrize(
-    ("target", "isa"),
-    [
-        (GPUTarget("cuda", 90, 32), 2),
-        (GPUTarget("cuda", 100, 32), 3),
-        (GPUTarget("hip", "gfx942", 64), 0),
-        (GPUTarget("hip", "gfx1201", 32), 0),
-        (GPUTarget("hip", "gfx950", 64), 1),
-        (GPUTarget("hip", "gfx1250", 32), 1),
-        (GPUTarget("xpu", {}, 16), 1),
-    ],
-    ids=str,
-)
-def test_plans_know_a_target_s_instructions_and_warps(
-    target: GPUTarget, isa: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compat_triton, "driver", lambda: SimpleNamespace(get_current_target=lambda: target))
-    monkeypatch.setattr(compat_triton, "properties", lambda device: SimpleNamespace(multi_processor_count=7))
-    monkeypatch.setattr(compat_triton, "INTERPRETED", False)
-    assert run.device_target(torch.device("cpu")) == Target(7, isa, target.warp_size)

@@ -1,4 +1,4 @@
-"""Geometry: which tensors can be walked as matrices without a copy."""
+"""Geometry: which tensors are matrices without a copy."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from triton_gelu.core.matrices import Matrices, matrices
 
 
-def walk(x: torch.Tensor, dim: int | None) -> Matrices | None:
+def with_result(x: torch.Tensor, dim: int | None) -> Matrices | None:
     return matrices(x.shape, dim, x.stride(), torch.empty_like(x).stride())
 
 
@@ -39,9 +39,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_walk_visits_every_element_once_and_finds_its_bias(name: str) -> None:
+def test_every_element_is_in_the_matrices_once_with_its_bias(name: str) -> None:
     x, dim = LAYOUTS[name]
-    m = walk(x, dim)
+    m = with_result(x, dim)
     assert m is not None
     for tensor, strides in enumerate((x.stride(), torch.empty_like(x).stride())):
         want = sum(
@@ -60,15 +60,15 @@ def test_a_walk_visits_every_element_once_and_finds_its_bias(name: str) -> None:
 
 
 def test_a_linear_is_one_matrix_with_the_bias_along_its_columns() -> None:
-    assert walk(torch.empty(32, 10, 64), 2) == Matrices(1, 320, 64, "cols", ((0, 64), (0, 64)))
+    assert with_result(torch.empty(32, 10, 64), 2) == Matrices(1, 320, 64, "cols", ((0, 64), (0, 64)))
 
 
 def test_a_convolution_is_a_stack_with_the_bias_along_the_rows() -> None:
-    assert walk(torch.empty(8, 80, 3000), 1) == Matrices(8, 80, 3000, "rows", ((240000, 3000), (240000, 3000)))
+    assert with_result(torch.empty(8, 80, 3000), 1) == Matrices(8, 80, 3000, "rows", ((240000, 3000), (240000, 3000)))
 
 
 def test_without_a_bias_a_dense_tensor_is_one_row() -> None:
-    assert walk(torch.empty(32, 10, 64), None) == Matrices(1, 1, 20480, "none", ((0, 0), (0, 0)))
+    assert with_result(torch.empty(32, 10, 64), None) == Matrices(1, 1, 20480, "none", ((0, 0), (0, 0)))
 
 
 @pytest.mark.parametrize(
@@ -82,16 +82,16 @@ def test_without_a_bias_a_dense_tensor_is_one_row() -> None:
     ids=["gaps between columns", "expanded columns", "expanded rows of one tensor", "too many gaps"],
 )
 def test_what_is_no_stack_of_matrices_has_to_be_copied(x: torch.Tensor, dim: int) -> None:
-    assert walk(x, dim) is None
+    assert with_result(x, dim) is None
 
 
-def test_tensors_in_different_memory_formats_cannot_be_walked_together() -> None:
+def test_tensors_in_different_memory_formats_are_no_matrices_together() -> None:
     x = torch.empty(2, 3, 4, 5)
     assert matrices(x.shape, 1, x.stride(), x.contiguous(memory_format=torch.channels_last).stride()) is None
 
 
 @pytest.mark.parametrize(("width", "alignment"), [(1501, 1), (1502, 2), (1500, 4), (3000, 8), (4096, 8)])
 def test_alignment_is_what_divides_the_width_and_every_stride(width: int, alignment: int) -> None:
-    m = walk(torch.empty(2, 6, width), 1)
+    m = with_result(torch.empty(2, 6, width), 1)
     assert m is not None
     assert m.alignment(8) == alignment == math.gcd(8, width)

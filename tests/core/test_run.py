@@ -23,10 +23,13 @@ from truth import DTYPES, FORMULAS
 from perf.results import ROOT
 from perf.truth import gelu
 from triton_gelu import bias_gelu, bias_gelu_transpose
-from triton_gelu.core import compat_triton, launch, run
+from triton_gelu.core import compat_triton, run, targets
+from triton_gelu.core.launch import Launch
+from triton_gelu.core.matrices import matrices
 from triton_gelu.core.run import Run
+from triton_gelu.core.tiles import store
+from triton_gelu.ops import bias_gelu_kernels, bias_gelu_plan
 from triton_gelu.ops.bias_gelu import BIAS_GELU
-from triton_gelu.ops.bias_gelu_kernels import store
 
 LAUNCHED = BIAS_GELU.launched
 assert LAUNCHED is not None
@@ -43,7 +46,7 @@ def test_the_second_backward_pass_is_the_derivative_of_the_first(
     x, dy, v, bias, vbias = (t.to(dtype) for t in (x, dy, v, bias, vbias))
     inputs = [t.double().requires_grad_() for t in (dy, x, bias)]
     u = (inputs[1] + inputs[2][:, None]).detach().requires_grad_()
-    y = torch.nn.functional.gelu(u, approximate=approximate) if approximate != "sigmoid" else u * (1.702 * u).sigmoid()
+    y = FORMULAS[approximate].standard(u)
     (slope,) = torch.autograd.grad(y.sum(), u, create_graph=True)
     (bend,) = torch.autograd.grad(slope.sum(), u)
     both = (v.double() if "v" in given.split() else 0) + (vbias.double()[:, None] if "vbias" in given else 0)
@@ -76,7 +79,7 @@ def test_the_second_backward_pass_computes_what_is_asked_for(needs: tuple[bool, 
 
 @pytest.mark.skipif(not compat_triton.INTERPRETED, reason="takes memory that is there only if it is touched")
 def test_rows_of_one_tile_may_lie_gigabytes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "INTERPRETER", replace(launch.INTERPRETER, parts=4))
+    monkeypatch.setattr(targets, "INTERPRETER", replace(targets.INTERPRETER, unroll=4))
     rows, cols, far = 100, 512, 2**31 // 90 // 8 * 8  # the last rows lie more than 2^31 elements away
     x = torch.from_file(str(tmp_path / "x"), shared=True, size=rows * (far + cols), dtype=torch.bfloat16)
     x = x.as_strided((rows, cols), (far, 1)).copy_(torch.randn(rows, cols))
@@ -90,10 +93,31 @@ def test_rows_of_one_tile_may_lie_gigabytes_apart(tmp_path: Path, monkeypatch: p
         assert torch.equal(far_apart, dense)
 
 
+@pytest.mark.parametrize(("shape", "dim"), [((5000, 20), 1), ((2, 7, 555), 1), ((9, 40), 1)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_bias_that_was_added_before_has_a_gradient_too(
+    dtype: torch.dtype, shape: tuple[int, ...], dim: int, device: str
+) -> None:
+    u, dy = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
+    m = matrices(shape, dim, *[u.stride()] * 4)
+    assert m is not None
+    how = {"needs_dy": False, "needs_x": True, "needs_bias": True}
+    plan = bias_gelu_plan.backward_launches(m, u.itemsize, "tanh", run.device_target(u.device), **how)
+    dx, dbias = torch.empty_like(u), torch.empty(shape[dim], device=device, dtype=dtype)
+    sums = dbias if plan.reduce is None else torch.empty(plan.partials, shape[dim], device=device)
+    Run(plan.main, bias_gelu_kernels, u.device)((dy, None, None, u, None, None, dx, sums))
+    if plan.reduce is not None:
+        Run(plan.reduce, bias_gelu_kernels, u.device)((sums, dbias))
+    zero = torch.zeros(shape[dim], device=device, dtype=dtype)
+    for ours, same in zip((dx, dbias), LAUNCHED.backward(dy, u, zero, dim, "tanh", (True, True)), strict=True):
+        assert same is not None
+        assert torch.equal(ours, same)
+
+
 @triton.jit
-def rounded(x_ptr, y_ptr, BLOCK: tl.constexpr, ISA: tl.constexpr):
+def rounded(x_ptr, y_ptr, BLOCK: tl.constexpr, BF16_CVT: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    store(y_ptr + at, tl.load(x_ptr + at), None, ISA)
+    store(y_ptr + at, tl.load(x_ptr + at), None, BF16_CVT)
 
 
 @pytest.mark.parametrize("low", [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], ids=hex)
@@ -101,7 +125,7 @@ def test_bfloat16_is_rounded_by_hand_as_by_pytorch(low: int, device: str) -> Non
     """From every bfloat16 a bit, a tie or most of the way to the next: subnormals, and past the largest, too."""
     x = ((torch.arange(1 << 16, dtype=torch.int32, device=device) << 16) + low).view(torch.float32)
     y = torch.empty_like(x, dtype=torch.bfloat16)
-    rounded[(8,)](x, y, 8192, 0)
+    rounded[(8,)](x, y, 8192, False)
     numbers = ~x.isnan()
     assert torch.equal(y.view(torch.int16)[numbers], x.to(torch.bfloat16).view(torch.int16)[numbers])
 
@@ -149,7 +173,7 @@ import torch, triton
 from perf import gpus, offline
 from triton_gelu.ops import bias_gelu_kernels as kernels
 from triton_gelu.ops.bias_gelu import BIAS_GELU
-for name in ("forward", "backward"):
+for name in ("bias_gelu_forward", "bias_gelu_backward"):
     setattr(kernels, name, triton.jit(getattr(kernels, name).fn))  # without do_not_specialize
 LAUNCHED = BIAS_GELU.launched
 x = torch.empty(6, 4096, dtype=torch.bfloat16, device="meta")
@@ -177,10 +201,10 @@ def test_tiles_in_parts_and_two_steps_at_a_time_change_nothing(
     parts: list[object] = []
 
     class Run(run.Run):
-        def __init__(self, launch: launch.Launch, kernels: Any, device: torch.device) -> None:
+        def __init__(self, launch: Launch, kernels: Any, device: torch.device) -> None:
             super().__init__(launch, kernels, device)
-            if launch.kernel != "finish":
-                parts.append(dict(launch.constants)["PARTS"])
+            if launch.kernel != "reduce_partials":
+                parts.append(dict(launch.constants)["UNROLL"])
 
     def results() -> list[Tensor]:
         BIAS_GELU.cache.clear()
@@ -190,7 +214,7 @@ def test_tiles_in_parts_and_two_steps_at_a_time_change_nothing(
 
     monkeypatch.setattr(run, "Run", Run)
     whole = results()
-    monkeypatch.setattr(run, "INTERPRETER", launch.Target(processors=1, isa=2))
+    monkeypatch.setattr(targets, "INTERPRETER", replace(targets.TARGETS["sm_90"], processors=1))
     y, dx, *dbias = results()
     assert parts == [1, 1, 4, 2]
     torch.testing.assert_close([y, dx], whole[:2], rtol=0, atol=0)
@@ -214,10 +238,13 @@ class Compiler:
         return compile
 
 
+KERNELS = ("bias_gelu_forward", "bias_gelu_backward", "reduce_partials")
+
+
 @pytest.fixture
 def compiler(nothing_kept: None, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     compiler = Compiler()
-    kernels = SimpleNamespace(forward=compiler, backward=compiler, finish=compiler)
+    kernels = SimpleNamespace(**dict.fromkeys(KERNELS, compiler))
     monkeypatch.setattr(BIAS_GELU, "kernels", replace(BIAS_GELU.kernels, module=kernels))
     monkeypatch.setattr(compat_triton, "driver", lambda: compiler.driver)
     return compiler

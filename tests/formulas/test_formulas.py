@@ -6,49 +6,52 @@ approximate instructions off by as much as their documentation allows, both ways
 
 import functools
 from collections.abc import Iterator
+from typing import get_args
 
 import mpmath
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from conftest import DEVICE
 
 from perf import fit, silicon, truth
-from triton_gelu.formulas import device as _formulas
+from triton_gelu.core.arithmetic import INTERPRETED
+from triton_gelu.formulas import FORMULAS, Approximate
 from triton_gelu.formulas.device import d2gelu, dgelu, gelu
 
-FORMULAS = ("tanh", "none", "sigmoid")
 HALVES = (torch.float16, torch.bfloat16)
 TRITON = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 VALUE, SLOPE, BEND = range(3)
 COLS = 512
 FLUSHED = 2.0**-120
 
-ISA = pytest.mark.parametrize("isa", [0, 3], ids=["pure", "pairs"])
+CAPABLE = pytest.mark.parametrize("capable", [False, True], ids=["pure", "pairs"])
 
 
 @triton.jit
 def evaluate(
-    u_ptr, y_ptr, FORMULA: tl.constexpr, DTYPE: tl.constexpr, ISA: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
-):
+    u_ptr, y_ptr, FORMULA: tl.constexpr, DTYPE: tl.constexpr, CAPABLE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
     """Value, first and second derivative, before they are rounded to DTYPE."""
     at = tl.arange(0, ROWS)[:, None] * COLS + tl.arange(0, COLS)[None, :]
     u = tl.load(u_ptr + at) + 0.0  # as in the kernels, where it is a sum
-    tl.store(y_ptr + at, gelu(u, FORMULA, DTYPE, ISA))
-    tl.store(y_ptr + ROWS * COLS + at, dgelu(u, FORMULA, DTYPE, ISA))
-    tl.store(y_ptr + 2 * ROWS * COLS + at, d2gelu(u, FORMULA, DTYPE, ISA))
+    tl.store(y_ptr + at, gelu(u, FORMULA, DTYPE, CAPABLE, CAPABLE))
+    tl.store(y_ptr + ROWS * COLS + at, dgelu(u, FORMULA, DTYPE, CAPABLE, CAPABLE))
+    tl.store(y_ptr + 2 * ROWS * COLS + at, d2gelu(u, FORMULA, DTYPE, CAPABLE, CAPABLE))
 
 
-def results(x: torch.Tensor, formula: str, isa: int = 0) -> torch.Tensor:
+def results(x: torch.Tensor, formula: str, capable: bool = False) -> torch.Tensor:
     """[3, n]: value and derivatives at x, in the type of x."""
     rows = triton.next_power_of_2(triton.cdiv(x.numel(), COLS))
     u = torch.zeros(rows * COLS, device=DEVICE)
     u[: x.numel()] = x
     y = torch.empty(3, rows * COLS, device=DEVICE)
     with np.errstate(all="ignore"):
-        evaluate[(1,)](u, y, formula, TRITON[x.dtype], isa, rows, COLS)
+        evaluate[(1,)](u, y, formula, TRITON[x.dtype], capable, rows, COLS)
     return y[:, : x.numel()].to(x.dtype).cpu()
 
 
@@ -61,38 +64,48 @@ def exact(dtype: torch.dtype, formula: str, order: int) -> torch.Tensor:
 @pytest.fixture(params=[0, 1, -1], ids=["as interpreted", "high", "low"])
 def errors(request: pytest.FixtureRequest) -> Iterator[None]:
     """Approximate instructions as they are, then off by the most that is documented, up and down."""
-    if request.param and not _formulas.INTERPRETED:
+    if request.param and not INTERPRETED:
         pytest.skip("this is silicon")
     with silicon.approximate(request.param):
         yield
 
 
+def test_the_names_of_the_type_are_those_of_the_list():
+    assert get_args(Approximate) == tuple(FORMULAS)
+    assert all(formula.name == name for name, formula in FORMULAS.items())
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_the_truth_is_what_pytorch_calls_the_formula(formula):
+    u = torch.linspace(-6, 6, 1201, dtype=torch.float64)
+    standard = FORMULAS[formula].standard(u)
+    assert torch.equal(eval(FORMULAS[formula].spelling.format(u="u"), {"u": u, "torch": torch, "F": F}), standard)
+    torch.testing.assert_close(truth.gelu(u, formula), standard, rtol=1e-13, atol=1e-15)
+
+
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_the_truth_agrees_with_multiple_precision(formula):
-    def gate(u):
-        if formula == "none":
-            return mpmath.ncdf(u)
-        linear, cubic = (1.702, 0) if formula == "sigmoid" else (2 * mpmath.sqrt(2 / mpmath.pi), 0.044715)
-        return 1 / (1 + mpmath.exp(-linear * (u + cubic * u**3)))
+    def value(u):
+        return u * FORMULAS[formula].exact(u, mpmath)
 
     points = [*np.linspace(-9, 6, 40), -13.0, -1e-3, 1e-3, 1e-30, -1e-30]
     u = torch.tensor(points, dtype=torch.float64)
     with mpmath.workdps(80):
         for order in (VALUE, SLOPE, BEND):
-            expected = [float(mpmath.diff(lambda u: u * gate(u), mpmath.mpf(p), order)) for p in points]
+            expected = [float(mpmath.diff(value, mpmath.mpf(p), order)) for p in points]
             expected = torch.tensor(expected, dtype=torch.float64)
             scale = truth.largest_term(u, formula, order) if order else expected.abs()
             error = (truth.gelu(u, formula, order) - expected).abs() / scale
             assert error.max() < 1e-13
 
 
-@ISA
+@CAPABLE
 @pytest.mark.parametrize("dtype", HALVES, ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("formula", FORMULAS)
-def test_every_16_bit_input_is_rounded_almost_correctly(formula, dtype, isa, errors):
+def test_every_16_bit_input_is_rounded_almost_correctly(formula, dtype, capable, errors):
     x = truth.every(dtype)
     finite = x.isfinite()
-    for order, y in enumerate(results(x, formula, isa)):
+    for order, y in enumerate(results(x, formula, capable)):
         true = exact(dtype, formula, order)
         size = true.abs()
         error = truth.ulps(y, true)
@@ -168,16 +181,16 @@ def test_ten_million_float32_inputs_are_within_a_few_ulp(formula, errors):
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_packed_instructions_leave_the_float32_bits_alone(formula):
     x = float32_points(10_000, formula)
-    assert torch.equal(results(x, formula, isa=3), results(x, formula))
+    assert torch.equal(results(x, formula, capable=True), results(x, formula))
 
 
-@ISA
+@CAPABLE
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("formula", FORMULAS)
-def test_special_values_need_no_special_case(formula, dtype, isa):
+def test_special_values_need_no_special_case(formula, dtype, capable):
     inf, nan, most = torch.inf, torch.nan, torch.finfo(dtype).max
     x = torch.tensor([inf, nan, -inf, nan, most, -most, 0.0, -0.0, nan, 1.0], dtype=dtype)
-    value, slope, bend = results(x, formula, isa)
+    value, slope, bend = results(x, formula, capable)
     ends = [0, 2, 4, 5, 6, 7]
     assert value[ends].tolist() == [inf, 0, most, 0, 0, 0]
     assert slope[ends[:4]].tolist() == [1, 0, 1, 0]

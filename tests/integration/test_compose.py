@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from ways import README, TABLE, table, ways
 
 from triton_gelu import GELU, MLP, BiasGELU, bias_gelu
+from triton_gelu.formulas import FORMULAS
 
 Function = Callable[..., Any]
 
@@ -278,7 +279,7 @@ def test_gradients_of_an_ensemble(way: str, device: str) -> None:
 
 
 @ways("eager")
-@pytest.mark.parametrize("approximate", ["tanh", "none", "sigmoid"])
+@pytest.mark.parametrize("approximate", FORMULAS)
 def test_gradcheck(way: str, approximate: str, device: str) -> None:
     x, bias = (t.detach()[..., :3].double().requires_grad_() for t in inputs(device))
 
@@ -397,7 +398,7 @@ def test_hooks_two_backwards_and_retained_graphs(way: str, device: str) -> None:
 
 @ways("compiled")
 @pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
-@pytest.mark.parametrize("approximate", ["tanh", "none", "sigmoid"])
+@pytest.mark.parametrize("approximate", FORMULAS)
 def test_export(way: str, strict: bool, approximate: str, device: str) -> None:
     layer = BiasGELU(8, approximate=approximate, device=device)
     x = inputs(device)[0].detach()

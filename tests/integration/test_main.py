@@ -7,8 +7,9 @@ import torch
 
 from perf.gpus import GPUS
 from triton_gelu import __main__ as report
-from triton_gelu.core import compat_triton, launch
+from triton_gelu.core import compat_triton
 from triton_gelu.ops.bias_gelu import BIAS_GELU
+from triton_gelu.ops.bias_gelu_plan import forward_launch
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -45,26 +46,26 @@ def test_the_backend_it_names_is_the_one_that_computes_a_call(
 def test_a_shape_is_planned_as_a_call_would_be(capsys: pytest.CaptureFixture[str]) -> None:
     shape = (8, 1280, 3000)
     text = printed(capsys, "--shape", "8,1280,3000", "--dim", "1", "--approximate", "none", "--target", "sm_90")
-    assert "walked as 8 x [1280 rows, 3000 columns], bias along its rows" in text
-    assert "H100 (sm_90), 132 processors" in text
+    assert "computed as 8 x [1280 rows, 3000 columns], bias along its rows" in text
+    assert "H100 SXM (sm_90), 132 processors" in text
     assert "A100" not in text
     strides = torch.empty(shape, device="meta").stride()
-    walk = report.matrices(shape, 1, strides, strides)
-    assert walk is not None
-    plan = launch.forward(walk, 2, "none", report.TARGETS["sm_90"][1])
-    assert f"forward   grid {'x'.join(map(str, plan.grid))}, {plan.num_warps} warps" in text
-    assert "partial sums\n  finish" in text
+    seen = report.matrices(shape, 1, strides, strides)
+    assert seen is not None
+    plan = forward_launch(seen, 2, "none", report.TARGETS["sm_90"])
+    assert f"bias_gelu_forward  grid {'x'.join(map(str, plan.grid))}, {plan.num_warps} warps" in text
+    assert "partial sums\n  reduce_partials" in text
 
 
-def test_without_a_bias_there_is_nothing_to_finish(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_bias_there_is_nothing_to_reduce(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--shape", "64,4096", "--dim", "none", "--target", "sm_80")
     assert "no bias" in text
-    assert "finish" not in text
+    assert "reduce_partials" not in text
 
 
 def test_gpus_that_are_not_here_are_the_analysis_own() -> None:
-    known = {target: (name, plan.processors) for target, (name, plan) in report.TARGETS.items()}
-    assert known == {target: (gpu.name.split()[0], gpu.processors) for target, gpu in GPUS.items()}
+    known = {name: (target.name, target.processors) for name, target in report.TARGETS.items()}
+    assert known == {name: (gpu.name, gpu.processors) for name, gpu in GPUS.items()}
 
 
 @pytest.mark.parametrize(

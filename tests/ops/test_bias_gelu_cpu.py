@@ -1,4 +1,4 @@
-"""The plain maths and the CPU road: their formulas against the truth, every layout, every block."""
+"""The plain maths and the CPU backend: their formulas against the truth, every layout, every block."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,10 @@ from truth import FORMULAS, torch_gelu
 
 from perf import truth
 from perf.truth import spacing
-from triton_gelu.formulas import plain as _reference
-from triton_gelu.formulas.plain import CLOSED, LOGIT, MILLS, MILLS_SCALE, OPEN, backward, d2gelu, dgelu, forward, gelu
+from triton_gelu.formulas import Logistic
+from triton_gelu.formulas.plain import CLOSED, MILLS, MILLS_SCALE, d2gelu, dgelu, gelu
+from triton_gelu.ops import bias_gelu_cpu
+from triton_gelu.ops.bias_gelu_cpu import backward, forward
 
 SMALLEST = 2.0**-120
 """Results below it may be flushed to zero."""
@@ -25,7 +27,7 @@ def eager_value(u: Tensor, approximate: str) -> Tensor:
 
 
 def eager_slope(u: Tensor, approximate: str) -> Tensor:
-    dx, _ = backward(torch.ones_like(u), u, None, 0, approximate, True, False)
+    dx, _ = backward(torch.ones_like(u), u, None, 0, approximate, (True, False))
     assert dx is not None
     return dx
 
@@ -49,7 +51,7 @@ def floats() -> Tensor:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts tensors into blocks of a hundred elements."""
-    monkeypatch.setattr(_reference, "_block_size", lambda: 100)
+    monkeypatch.setattr(bias_gelu_cpu, "_block_size", lambda: 100)
 
 
 def worst_in_windows(got: Tensor, true: Tensor, unit: Tensor, u: Tensor) -> Tensor:
@@ -113,15 +115,6 @@ def test_every_16_bit_number_gives_a_rounded_result(dtype: torch.dtype, approxim
         assert (got == true.to(dtype)).double().mean() >= 0.99
 
 
-def mp_gate(u: mpmath.mpf, approximate: str) -> mpmath.mpf:
-    if approximate == "none":
-        return mpmath.erfc(-u / mpmath.sqrt(2)) / 2
-    t = mpmath.mpf("1.702") * u
-    if approximate == "tanh":
-        t = 2 * mpmath.sqrt(2 / mpmath.pi) * (u + mpmath.mpf("0.044715") * u**3)
-    return 1 / (1 + mpmath.exp(-t))
-
-
 @pytest.mark.parametrize("approximate", FORMULAS)
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_float64_is_right_to_the_rounding_of_its_exponent(order: int, approximate: str) -> None:
@@ -132,8 +125,8 @@ def test_float64_is_right_to_the_rounding_of_its_exponent(order: int, approximat
     with mpmath.workdps(60):
         for a, b in zip(u.tolist(), got.tolist(), strict=True):
             exact = mpmath.mpf(a)
-            gate = mp_gate(exact, approximate)
-            true = mpmath.diff(lambda v: v * mp_gate(v, approximate), exact, order)
+            gate = FORMULAS[approximate].exact(exact, mpmath)
+            true = mpmath.diff(lambda v: v * FORMULAS[approximate].exact(v, mpmath), exact, order)
             scale = max(abs(true), gate if order else 0)
             assert abs(b - true) <= 2**-52 * (8 - 3 * mpmath.log(gate)) * scale, (a, b, true)
 
@@ -161,13 +154,13 @@ def test_infinities_nan_and_the_largest_numbers_are_what_the_limits_say(
 @pytest.mark.parametrize("approximate", FORMULAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gates_are_shut_and_open_where_u_is_clamped(dtype: torch.dtype, approximate: str) -> None:
-    low, high = torch.tensor([CLOSED, OPEN[approximate]], dtype=dtype)
+    low, high = torch.tensor([CLOSED, FORMULAS[approximate].opened], dtype=dtype)
     assert truth.gelu(low, approximate) == 0
     assert truth.gelu(high, approximate) == high
     assert truth.gelu(high, approximate, order=1) == 1
-    if approximate != "none":
-        linear, cubic = LOGIT[approximate]
-        assert torch.exp(high * (linear + cubic * high**2)).float().isfinite()
+    gate = FORMULAS[approximate].gate
+    if isinstance(gate, Logistic):
+        assert torch.exp(high * (gate.linear + gate.cubic * high**2)).float().isfinite()
 
 
 def test_the_polynomial_for_mills_ratio_is_as_good_as_it_says() -> None:
@@ -215,7 +208,7 @@ def test_blocks_of_any_layout_give_what_one_plain_pass_gives(
     before = [t.clone() for t in (x, bias, dy)]
 
     y = forward(x, bias, dim, approximate)
-    dx, dbias = backward(dy, x, bias, dim, approximate, True, True)
+    dx, dbias = backward(dy, x, bias, dim, approximate, (True, True))
 
     tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 16 * torch.finfo(wide).eps}
     torch.testing.assert_close(y, gelu(u, approximate).to(dtype), **tolerance)
@@ -230,23 +223,23 @@ def test_blocks_of_any_layout_give_what_one_plain_pass_gives(
 @pytest.mark.parametrize("beyond", [-1, 0, 1])
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_a_block_more_or_less_changes_no_result(blocks: int, beyond: int) -> None:
-    n = blocks * _reference._block_size() + beyond
+    n = blocks * bias_gelu_cpu._block_size() + beyond
     x, dy = torch.randn(n, 1), torch.randn(n, 1)
     bias = torch.randn(1)
     torch.testing.assert_close(forward(x, bias, 1, "tanh"), gelu(x + bias, "tanh"), rtol=1e-6, atol=1e-7)
-    dx, dbias = backward(dy, x, bias, 1, "tanh", True, True)
+    dx, dbias = backward(dy, x, bias, 1, "tanh", (True, True))
     terms = dy * dgelu(x + bias, "tanh")
     torch.testing.assert_close(dx, terms, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(dbias, terms.double().sum(0).float(), rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("approximate", FORMULAS)
-def test_a_tensor_without_a_bias_takes_the_same_road(approximate: str, small_blocks: None) -> None:
+def test_a_tensor_without_a_bias_is_computed_the_same(approximate: str, small_blocks: None) -> None:
     x, dy = torch.randn(7, 50), torch.randn(7, 50)
     zero = torch.zeros(50)
     torch.testing.assert_close(forward(x, None, 1, approximate), forward(x, zero, 1, approximate), rtol=0, atol=0)
-    dx, dbias = backward(dy, x, None, 1, approximate, True, False)
-    torch.testing.assert_close(dx, backward(dy, x, zero, 1, approximate, True, False)[0], rtol=0, atol=0)
+    dx, dbias = backward(dy, x, None, 1, approximate, (True, False))
+    torch.testing.assert_close(dx, backward(dy, x, zero, 1, approximate, (True, False))[0], rtol=0, atol=0)
     assert dbias is None
 
 
@@ -254,15 +247,15 @@ def test_a_tensor_without_a_bias_takes_the_same_road(approximate: str, small_blo
 @pytest.mark.parametrize("bias_dtype", [torch.bfloat16, torch.float64])
 def test_only_what_is_needed_is_computed_in_the_type_of_its_input(dtype: torch.dtype, bias_dtype: torch.dtype) -> None:
     x, dy, bias = torch.randn(9, 50).to(dtype), torch.randn(9, 50).to(dtype), torch.randn(50).to(bias_dtype)
-    dx, dbias = backward(dy, x, bias, 1, "none", True, True)
+    dx, dbias = backward(dy, x, bias, 1, "none", (True, True))
     assert dx is not None
     assert dbias is not None
     assert (dx.dtype, dbias.dtype) == (dtype, bias_dtype)
-    assert backward(dy, x, bias, 1, "none", False, False) == (None, None)
-    only_dx, nothing = backward(dy, x, bias, 1, "none", True, False)
+    assert backward(dy, x, bias, 1, "none", (False, False)) == (None, None)
+    only_dx, nothing = backward(dy, x, bias, 1, "none", (True, False))
     assert nothing is None
     torch.testing.assert_close(only_dx, dx, rtol=0, atol=0)
-    nothing, only_dbias = backward(dy, x, bias, 1, "none", False, True)
+    nothing, only_dbias = backward(dy, x, bias, 1, "none", (False, True))
     assert nothing is None
     torch.testing.assert_close(only_dbias, dbias, rtol=0, atol=0)
 
@@ -280,7 +273,7 @@ def test_the_bias_gradient_of_many_rows_does_not_lose_the_small_ones(gradient: s
     x = torch.full_like(dy, 10.0)  # where the derivative is 1, so that the terms are known
     exact, magnitude = dy.double().sum(0), dy.double().abs().sum(0)
     for dtype in (torch.float32, torch.bfloat16):
-        _, dbias = backward(dy, x, torch.zeros(8, dtype=dtype), 1, "tanh", False, True)
+        _, dbias = backward(dy, x, torch.zeros(8, dtype=dtype), 1, "tanh", (False, True))
         assert dbias is not None
         assert ((dbias.double() - exact).abs() <= 8 * 2**-24 * magnitude + 0.5 * spacing(exact, dtype)).all()
 

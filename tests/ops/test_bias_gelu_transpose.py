@@ -10,7 +10,8 @@ from truth import DTYPES, FORMULAS, assert_no_worse_than, summation_slack, torch
 
 from perf.truth import spacing
 from triton_gelu import bias_gelu_transpose
-from triton_gelu.core import launch, run
+from triton_gelu.core import targets
+from triton_gelu.ops import bias_gelu_transpose_plan
 from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 
 Function = Callable[..., Tensor]
@@ -113,8 +114,8 @@ def test_there_may_be_no_bias_and_no_position(given: tuple[bool, bool], device: 
 def test_many_tiles_and_batches_are_right_and_two_runs_give_identical_bits(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "INTERPRETER", replace(launch.INTERPRETER, tile_scale=1))
-    monkeypatch.setattr(launch, "TRANSPOSE_PROGRAMS", 4)  # then two tiles a program, and slabs to add up
+    monkeypatch.setattr(targets, "INTERPRETER", replace(targets.INTERPRETER, tile_scale=1))
+    monkeypatch.setattr(bias_gelu_transpose_plan, "PROGRAMS_PER_PROCESSOR", 4)  # then two tiles a program, and sums
     *inputs, dy = tensors(3, 40, 70, torch.float32, device)
     first, second = check(*inputs, dy), results(bias_gelu_transpose, tuple(inputs), dy)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None)

@@ -5,6 +5,7 @@ goes through (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 4.2)
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,9 @@ from torch import Tensor
 from truth import one_pass, spacing, true_pass
 
 from triton_gelu import bias_gelu
-from triton_gelu.core import launch as _launch
-from triton_gelu.core.launch import Target
 from triton_gelu.core.matrices import matrices
+from triton_gelu.core.targets import TARGETS
+from triton_gelu.ops import bias_gelu_plan
 
 ROWS = 1_000_000
 
@@ -43,12 +44,13 @@ def test_the_bias_gradient_of_a_million_rows_is_within_2_ulp(kind: str, device: 
 def test_a_million_terms_of_one_sign_are_added_within_an_ulp_of_bfloat16(cols: int, processors: int) -> None:
     walk = matrices((ROWS, cols), 1, (cols, 1), (cols, 1), (cols, 1))
     assert walk is not None
-    plan = _launch.backward(walk, 2, "tanh", Target(processors, isa=2), needs_dy=False, needs_x=True, needs_bias=True)
-    _, _, _, _, _, steps, *_ = plan.walk.integers
-    constants: dict[str, Any] = dict(plan.walk.constants)
-    longest = steps * constants["PARTS"] + math.log2(constants["BLOCK_ROWS"])  # a lane's own sum, then a tree
-    if plan.finish is not None:
-        lanes = dict(plan.finish.constants)["BLOCK_ROWS"]
+    target = replace(TARGETS["sm_90"], processors=processors)
+    plan = bias_gelu_plan.backward_launches(walk, 2, "tanh", target, needs_dy=False, needs_x=True, needs_bias=True)
+    _, _, _, _, _, steps, *_ = plan.main.integers
+    constants: dict[str, Any] = dict(plan.main.constants)
+    longest = steps * constants["UNROLL"] + math.log2(constants["BLOCK_ROWS"])  # a lane's own sum, then a tree
+    if plan.reduce is not None:
+        lanes = dict(plan.reduce.constants)["BLOCK_ROWS"]
         assert isinstance(lanes, int)
-        longest += math.ceil(plan.slabs / lanes) + math.log2(lanes)
+        longest += math.ceil(plan.partials / lanes) + math.log2(lanes)
     assert longest * 2.0**-24 <= 2.0**-9  # and as much again to round the sum to bfloat16

@@ -17,7 +17,7 @@ Ints = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Matrices:
-    """Tensors of one shape, walked together as `[batch, rows, cols]` with contiguous columns.
+    """Tensors of one shape, each seen as `[batch, rows, cols]` with contiguous columns.
 
     `strides` holds a pair (batch stride, row stride), in elements, for each tensor.
     """
@@ -45,7 +45,7 @@ class Matrices:
 
 
 def matrices(shape: Sequence[int], dim: int | None, *strides: Sequence[int]) -> Matrices | None:
-    """Walk tensors of one `shape`, one entry of `strides` each, with a bias along `dim` (None: no bias).
+    """See tensors of one `shape` as matrices: an entry of `strides` each, a bias along `dim` (None: no bias).
 
     Dimensions go by descending stride of the first tensor and are merged where all tensors allow it. Returns None where
     that does not end in a stack of matrices with contiguous columns: then somebody has to copy.
@@ -75,16 +75,16 @@ def matrices(shape: Sequence[int], dim: int | None, *strides: Sequence[int]) -> 
     return Matrices(batch, rows, cols, bias, tuple(zip(batch_strides, row_strides, strict=True)))
 
 
-def matrices_of(
-    layout: Sequence[int], shape: Sequence[int], dim: int | None, *strides: Sequence[int]
+def matrices_with_result(
+    result: Sequence[int], shape: Sequence[int], dim: int | None, *strides: Sequence[int]
 ) -> tuple[Matrices, bool]:
-    """Tensors of one shape as matrices, those of `strides` and then results, which lie in `layout` without gaps.
+    """The matrices that tensors and a dense `result` are, the result last; and whether to copy the tensors first.
 
-    The second result says whether that is only so once all of them are copied to lie as the results do.
+    They must be where their strides and the result's do not go together; copies then have the strides of the result.
     """
-    as_they_are = matrices(shape, dim, *strides, layout)
-    if as_they_are is not None:
-        return as_they_are, False
-    copied = matrices(shape, dim, *[layout] * (len(strides) + 1))
-    assert copied is not None
-    return copied, True
+    together = matrices(shape, dim, *strides, result)
+    if together is not None:
+        return together, False
+    together = matrices(shape, dim, *[result] * (len(strides) + 1))
+    assert together is not None
+    return together, True

@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import compat_torch, compat_triton
+from . import compat_torch, compat_triton, targets
 from .declare import Kind, Level
-from .launch import INTERPRETER, Launch, Target
+from .launch import Launch
 from .plan import PARTIALS, Plan
+from .targets import Target
 
 POINTER_ALIGNMENT = 16  # bytes; the only one that Triton asks for
 Launcher = Callable[[Sequence[Tensor | None]], None]
@@ -158,13 +159,8 @@ def on_device(device: torch.device, function: Callable[..., Result]) -> Callable
 def device_target(device: torch.device) -> Target:
     """What the launch plans need to know of a device."""
     if compat_triton.INTERPRETED:
-        return INTERPRETER
-    target = on_device(device, compat_triton.gpu_target)()
-    processors = compat_triton.properties(device).multi_processor_count
-    if target.backend == "cuda":
-        return Target(processors, 3 if target.arch >= 100 else 2, int(target.warp_size))
-    isa = 0 if target.backend == "hip" and not target.arch.startswith(("gfx950", "gfx1250")) else 1
-    return Target(processors, isa, int(target.warp_size))
+        return targets.INTERPRETER
+    return targets.target_of(compat_triton.properties(device), on_device(device, compat_triton.gpu_target)())
 
 
 class Run:

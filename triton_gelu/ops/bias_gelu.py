@@ -19,7 +19,7 @@ from ..core.checks import check_dim
 from ..core.declare import VECTOR, WHOLE, Arg, Option, Tensors
 from ..core.dispatch import Backend, Kernels, cpu_support
 from ..core.op import Op
-from ..formulas import check_approximate
+from ..formulas import FORMULAS, Normal, check_approximate
 from ..formulas import plain as formulas
 from . import bias_gelu_cpu, bias_gelu_plan
 
@@ -63,9 +63,7 @@ def double_backward(
 def standard(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in standard operators: what an exported graph holds."""
     u = x if bias is None else x + _column(bias, x, dim)
-    if approximate == "sigmoid":
-        return (u * torch.sigmoid(formulas.LOGIT[approximate][0] * u)).to(x.dtype)
-    return torch.nn.functional.gelu(u, approximate=approximate).to(x.dtype)
+    return FORMULAS[approximate].standard(u).to(x.dtype)
 
 
 def _sum(x: Tensor, bias: Tensor | None, dim: int) -> Tensor:
@@ -86,7 +84,7 @@ def _reduce(du: Tensor, bias: Tensor | None, dim: int) -> Tensor | None:
 
 def _value(u: Tensor, approximate: str) -> Tensor:
     if torch.compiler.is_dynamo_compiling():  # it refuses functions with a forward mode, and differentiates formulas
-        erfc = approximate == "none"
+        erfc = isinstance(FORMULAS[approximate].gate, Normal)
         return u * (torch.erfc(u * -math.sqrt(0.5)) * 0.5) if erfc else formulas.gelu(u, approximate)
     value: Tensor = _Value.apply(u, approximate)
     return value

@@ -1,41 +1,264 @@
-"""Plans of bias_gelu."""
+"""The launch plans of `bias_gelu`: `forward`, `backward` and `double_backward` plan the operator's three levels.
+
+Behind them are pure functions of geometry, itemsize, formula and target. Every decision can be read, and tested,
+without a GPU: `forward_tile` and `backward_tile` choose what a program computes, `partial_sums` how many programs share
+a sum. A size may be a compiler's symbol (see core/launch.py).
+"""
 
 from __future__ import annotations
 
-from torch import Tensor
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from ..core import launch
-from ..core.launch import Target
-from ..core.matrices import matrices_of
+from torch import Tensor, sym_min
+
+from ..core.launch import ALIGN, WARP, WARPS, Backward, Launch, cdiv, num_warps, power_of_two, reduce
+from ..core.matrices import Ints, Matrices, matrices_with_result
 from ..core.plan import PARTIALS, Partials, Plan, Step
+from ..core.targets import Target
 
-Ints = tuple[int, ...]
+WARP_BYTES = 16 * WARP  # what one warp reads in one 128-bit access
+ACCESSES = 4  # of each thread in a forward tile: all are asked for at once, and stored one after another
+GRID_FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
+PROGRAMS_PER_PROCESSOR = 8  # resident at once with four warps of 64 registers: the backward pass is one wave
+REGISTERS = 64  # of those programs
+PARTIAL_SHARE = 0.02  # most of the traffic of a backward pass that partial sums may take
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program computes at a time: rows, columns, and the warps (of 32 threads) that share them."""
+
+    rows: int
+    cols: int
+    warps: int = WARPS
+
+
+@dataclass(frozen=True)
+class PartialSums:
+    """How a sum over `batch` and one more axis is shared out: `count` programs for each tile of the result.
+
+    A program adds up `steps` steps along the axis, which is cut into `segments`, in each of `batches` batches.
+    """
+
+    count: int
+    segments: int
+    batches: int
+    steps: int
 
 
 def forward(target: Target, layout: Ints, x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Plan:
-    """y = gelu(x + bias) in one launch."""
-    matrices, copied = matrices_of(layout, x.shape, None if bias is None else dim, x.stride())
-    step = Step(launch.forward(matrices, x.itemsize, approximate, target), ("x", "bias", "y"))
-    return Plan((step,), dense=("x",) if copied else ())
+    """Plan y = gelu(x + bias); `layout` has the strides of results."""
+    matrices, copied = matrices_with_result(layout, x.shape, None if bias is None else dim, x.stride())
+    launch = forward_launch(matrices, x.itemsize, approximate, target)
+    return Plan((Step(launch, ("x", "bias", "y")),), dense=("x",) if copied else ())
 
 
-def backward(target, layout, dy, x, bias, dim, approximate, needs) -> Plan:
-    return double_backward(target, layout, None, None, dy, x, bias, dim, approximate, (False, *needs), "dx", "dbias")
+def backward(
+    target: Target,
+    layout: Ints,
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    approximate: str,
+    needs: tuple[bool, bool],
+) -> Plan:
+    """Plan dx and dbias in one pass."""
+    given = {"dy": dy, "ddx": None, "x": x}
+    return _backward(target, layout, given, bias, dim, approximate, (False, *needs), ("ddy", "dx", "dbias"))
 
 
 def double_backward(
-    target, layout, ddx, ddbias, dy, x, bias, dim, approximate, needs, dx="d2x", dbias="d2bias"
+    target: Target,
+    layout: Ints,
+    ddx: Tensor,
+    ddbias: Tensor | None,
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    approximate: str,
+    needs: tuple[bool, bool, bool],
 ) -> Plan:
+    """Plan the gradients of `backward` for dy, x and bias, in one pass."""
+    given = {"dy": dy, "ddx": ddx, "x": x}
+    return _backward(target, layout, given, bias, dim, approximate, needs, ("ddy", "d2x", "d2bias"))
+
+
+def _backward(
+    target: Target,
+    layout: Ints,
+    given: Mapping[str, Tensor | None],
+    bias: Tensor | None,
+    dim: int,
+    approximate: str,
+    needs: tuple[bool, bool, bool],
+    results: tuple[str, str, str],
+) -> Plan:
+    """Either of them: the kernel is the same, and so is its order of tensors."""
+    x, dy = given["x"], given["dy"]
+    assert x is not None
+    assert dy is not None
+    ddx = given["ddx"]
+    strides = dy.stride(), (dy if ddx is None else ddx).stride(), x.stride()
+    matrices, copied = matrices_with_result(layout, x.shape, None if bias is None else dim, *strides)
     needs_dy, needs_x, needs_bias = needs
-    along = None if bias is None else dim
-    matrices, copied = matrices_of(
-        layout, x.shape, along, dy.stride(), (dy if ddx is None else ddx).stride(), x.stride()
-    )
-    needs_bias = needs_bias and bias is not None
-    plan = launch.backward(
+    plan = backward_launches(
         matrices, x.itemsize, approximate, target, needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias
     )
-    step = Step(plan.walk, ("dy", "ddx", "ddbias", "x", "bias", "ddy", dx, PARTIALS if needs_bias else None))
-    partials = Partials(dbias, plan.slabs, matrices.bias_size, plan.finish) if needs_bias else None
-    names = ("dy", "x") if ddx is None else ("ddx", "dy", "x")
-    return Plan((step,), partials, names if copied else ())
+    ddy, dx, dbias = results
+    partials = Partials(dbias, plan.partials, matrices.bias_size, plan.reduce) if needs_bias else None
+    tensors = "dy", "ddx", "ddbias", "x", "bias", ddy, dx, PARTIALS if needs_bias else None
+    dense = tuple(name for name, tensor in given.items() if tensor is not None) if copied else ()
+    return Plan((Step(plan.main, tensors),), partials, dense)
+
+
+def forward_launch(matrices: Matrices, itemsize: int, formula: str, target: Target) -> Launch:
+    """Plan `y = gelu(x + bias)`; `matrices` has the strides of x and y."""
+    tile = forward_tile(matrices, itemsize, target.tile_scale)
+    row_tiles = cdiv(matrices.rows, tile.rows)
+    stacked = row_tiles * matrices.batch
+    align = matrices.alignment(ALIGN)
+    return Launch(
+        kernel="bias_gelu_forward",
+        grid=(cdiv(matrices.cols, tile.cols), sym_min(stacked, GRID_FOLD), cdiv(stacked, GRID_FOLD)),
+        integers=(
+            matrices.batch, matrices.rows, matrices.cols // align, row_tiles,
+            *_strides(matrices, align),
+        ),
+        constants=(
+            *_constants(matrices, formula, target, align, tile, tile.rows),
+            ("BATCHED", matrices.batch > 1), ("GRID_FOLD", GRID_FOLD), ("SAME_STRIDES", _same_strides(matrices)),
+            ("UNROLL", target.unroll),
+        ),
+        num_warps=num_warps(tile.warps, target),
+    )  # fmt: skip
+
+
+def backward_launches(
+    matrices: Matrices, itemsize: int, formula: str, target: Target, *, needs_dy: bool, needs_x: bool, needs_bias: bool
+) -> Backward:
+    """Plan `dx = dy * gelu'(x + bias)` and its sum over everything but the axis of the bias.
+
+    `matrices` has the strides of dy, ddx, x and dx, where ddx is the gradient of dx in a second backward pass and
+    stands for dy in the first, which has no gradient of dy. The gradient of a bias that was added to x before, so that
+    the kernel is given none, is planned alike: `matrices.bias` names its axis.
+    """
+    tile = backward_tile(matrices, itemsize, target.tile_scale)
+    align = matrices.alignment(ALIGN)
+    # NVIDIA's compiler puts loads off. What makes it ask early: loads of a second step before the first is stored, or,
+    # which is enough for full accesses, room for x and dy at once (REGISTERS).
+    ahead = target.ptx and not needs_dy
+    unroll = 2 if ahead and align < ALIGN else 1
+    if matrices.bias == "rows":
+        tiles, length, step = cdiv(matrices.rows, tile.rows), matrices.cols, tile.cols * unroll
+    else:
+        tiles, length, step = cdiv(matrices.cols, tile.cols), matrices.rows, tile.rows * unroll
+    wanted = target.processors * PROGRAMS_PER_PROCESSOR // tiles if isinstance(tiles, int) else 1
+    sums = partial_sums(matrices.batch, length, step, max(wanted, 1), itemsize)
+    main = Launch(
+        kernel="bias_gelu_backward",
+        grid=(tiles, sums.count, 1),
+        integers=(
+            matrices.batch, matrices.rows, matrices.cols // align, sums.segments, sums.batches, sums.steps,
+            *_strides(matrices, align),
+        ),
+        constants=(
+            *_constants(
+                matrices, formula, target, align, tile, tile.rows if matrices.bias == "rows" else sums.steps * step
+            ),
+            ("SAME_STRIDES", _same_strides(matrices)),
+            ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias), ("UNROLL", unroll),
+        ),
+        num_warps=num_warps(tile.warps, target),
+        registers=REGISTERS if ahead and unroll == 1 else None,
+    )  # fmt: skip
+    several = needs_bias and sums.count > 1
+    return Backward(main, sums.count, reduce(sums.count, matrices.bias_size, target) if several else None)
+
+
+def forward_tile(matrices: Matrices, itemsize: int, scale: int) -> Tile:
+    """The tile of a forward program, `ACCESSES` full accesses a thread.
+
+    Where all warps fit into a row next to each other, each thread loads the bias of its own columns; in narrower tiles
+    the bias has to pass through shared memory, two instructions an element.
+    """
+    warp = WARP_BYTES // itemsize
+    if matrices.bias == "cols":
+        for warps in (WARPS, WARPS // 2):
+            if _fits(matrices.cols, warps * warp):
+                return Tile(ACCESSES * scale, warps * warp, warps)
+    if matrices.bias == "rows":  # narrow, to waste little at the end of a row, unless accesses are narrow, too
+        narrower = 2 if matrices.alignment(ALIGN) == ALIGN else 0.5
+        return _tile(matrices, int(warp / narrower), int(narrower * ACCESSES * WARPS * scale))
+    return _tile(matrices, warp, ACCESSES * WARPS * scale)
+
+
+def backward_tile(matrices: Matrices, itemsize: int, scale: int) -> Tile:
+    """The tile of a step of a backward program, one full access a thread of each tensor."""
+    return _tile(matrices, WARP_BYTES // itemsize, WARPS * scale)
+
+
+def partial_sums(batch: int, length: int, step: int, wanted: int, itemsize: int) -> PartialSums:
+    """Share out a sum over `batch` batches of an axis of `length`, `step` elements a step.
+
+    `wanted` programs share it, or fewer, where writing and reading their partial sums would take more than
+    PARTIAL_SHARE of the traffic. With sizes that are symbols, the last programs may turn out to have nothing to add.
+    """
+    if isinstance(batch, int) and isinstance(length, int):
+        # A partial sum is written and read once, in fp32; dy and x are read and dx is written.
+        least = math.ceil(2 * 4 / (PARTIAL_SHARE * 3 * itemsize))
+        wanted = max(min(batch * length // least, wanted), 1)
+        batches = cdiv(batch, wanted)
+        segments = max(wanted // batch, 1)
+        steps = cdiv(cdiv(length, segments), step)
+        segments = cdiv(length, steps * step)
+        return PartialSums(cdiv(batch, batches) * segments, segments, batches, steps)
+    segments = min(wanted, cdiv(length, step)) if isinstance(length, int) else wanted
+    batches = cdiv(batch, wanted // segments)
+    steps = cdiv(cdiv(length, segments), step)
+    return PartialSums(wanted // segments * segments, segments, batches, steps)
+
+
+def _tile(matrices: Matrices, warp: int, warps: int) -> Tile:
+    """A tile of `warps` accesses of one `warp` each, which covers a row: its sum stays inside."""
+    if matrices.bias == "none" and matrices.rows == 1:
+        return Tile(1, max(power_of_two(matrices.cols, warps * warp), ALIGN))
+    cols = max(power_of_two(matrices.cols, warp), ALIGN)
+    if matrices.bias == "rows":  # as many rows as there are channels; columns are a sequence, whatever its length
+        rows = power_of_two(matrices.rows, warps * warp // cols)
+        return Tile(rows, max(power_of_two(matrices.cols, warps * warp // rows), ALIGN) if rows < 4 else cols)
+    cols = next((cols >> shift for shift in range(3) if _fits(matrices.cols, cols >> shift)), cols)
+    return Tile(warps * warp // cols, cols)
+
+
+def _fits(size: int, block: int) -> bool:
+    """Whether blocks cover `size` with at most an eighth to spare."""
+    return isinstance(size, int) and cdiv(size, block) * block * 8 <= size * 9
+
+
+def _constants(
+    matrices: Matrices, formula: str, target: Target, align: int, tile: Tile, reach: int
+) -> tuple[tuple[str, object], ...]:
+    """The constants of a kernel whose programs go `reach` rows down, and past a row by ACCESSES tiles at most."""
+    widest = max(row for _, row in matrices.strides)
+    return (
+        ("FORMULA", formula),
+        ("BIAS", matrices.bias),
+        *target.constants,
+        ("ALIGN", align),
+        ("INT64_INDEX", matrices.cols + ACCESSES * tile.cols >= 2**31 or reach * widest >= 2**31),
+        ("BLOCK_ROWS", tile.rows),
+        ("BLOCK_COLS", tile.cols),
+    )
+
+
+def _same_strides(matrices: Matrices) -> bool:
+    return all(pair == matrices.strides[0] for pair in matrices.strides)
+
+
+def _strides(matrices: Matrices, align: int) -> Iterable[int]:
+    """All strides in units of `align`."""
+    return (stride // align for pair in matrices.strides for stride in pair)

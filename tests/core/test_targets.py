@@ -1,0 +1,92 @@
+"""Targets: what the driver and Triton tell of a GPU, and the table of those that are known."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from triton.backends.compiler import GPUTarget
+
+from triton_gelu.core import run, targets
+from triton_gelu.core.targets import TARGETS, Target, target_of
+
+NAMES = {
+    "sm_80": "NVIDIA A100-SXM4-80GB", "sm_90": "NVIDIA H100 80GB HBM3", "sm_100": "NVIDIA B200",
+    "gfx942": "AMD Instinct MI300X",
+}  # fmt: skip
+
+
+def triton_target(target: Target) -> GPUTarget:
+    if target.architecture.startswith("sm_"):
+        return GPUTarget("cuda", int(target.architecture.removeprefix("sm_")), target.warp)
+    return GPUTarget("hip", target.architecture, target.warp)
+
+
+def properties(name: str, processors: int) -> SimpleNamespace:
+    return SimpleNamespace(name=name, multi_processor_count=processors)
+
+
+NVIDIA, BLACKWELL = ("ptx", "bf16_cvt"), ("ptx", "f32x2", "bf16_cvt")
+
+
+@pytest.mark.parametrize(
+    ("target", "capabilities"),
+    [
+        (GPUTarget("cuda", 80, 32), NVIDIA),
+        (GPUTarget("cuda", 90, 32), NVIDIA),
+        (GPUTarget("cuda", 100, 32), BLACKWELL),
+        (GPUTarget("cuda", 120, 32), BLACKWELL),
+        (GPUTarget("hip", "gfx942", 64), ()),
+        (GPUTarget("hip", "gfx1201", 32), ()),
+        (GPUTarget("hip", "gfx950", 64), ("bf16_cvt",)),
+        (GPUTarget("hip", "gfx1250", 32), ("bf16_cvt",)),
+        (GPUTarget("another", "one", 32), ()),
+    ],
+    ids=str,
+)
+def test_plans_know_a_target_s_capabilities_and_warps(target: GPUTarget, capabilities: tuple[str, ...]) -> None:
+    got = target_of(properties("some GPU", 10), target)
+    assert tuple(name for name in ("ptx", "f32x2", "bf16_cvt") if getattr(got, name)) == capabilities
+    assert (got.warp, got.processors, got.known) == (target.warp_size, 10, False)
+    assert got.constants == (("PTX", got.ptx), ("F32X2", got.f32x2), ("BF16_CVT", got.bf16_cvt))
+
+
+@pytest.mark.parametrize("converts", [True, False, None])
+def test_intel_s_properties_are_asked_for_by_their_own_names(converts: bool | None) -> None:
+    reported = SimpleNamespace(name="Intel(R) Data Center GPU Max 1550", gpu_subslice_count=64, gpu_eu_count=512)
+    if converts is not None:
+        reported.has_bfloat16_conversions = converts
+    got = target_of(reported, GPUTarget("xpu", {}, 16))
+    assert (got.processors, got.warp, got.architecture, got.known) == (64, 16, "xpu", False)
+    assert got.bf16_cvt == (converts is not False)
+    assert not got.ptx
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+def test_a_gpu_of_the_table_is_known_by_name_architecture_and_processors(target: Target) -> None:
+    name = NAMES[target.architecture]
+    assert target_of(properties(name, target.processors), triton_target(target)) is target
+    assert target_of(properties(target.name, target.processors), triton_target(target)) is target  # as offline
+    for other in (properties(name, target.processors - 1), properties("another GPU", target.processors)):
+        got = target_of(other, triton_target(target))
+        assert not got.known
+        assert (got.processors, got.bandwidth) == (other.multi_processor_count, None)
+        assert (got.constants, got.warp) == (target.constants, target.warp)  # planned alike
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H200", "NVIDIA GH200 480GB", "NVIDIA H100 PCIe"])
+def test_a_gpu_with_other_memory_is_another_gpu(name: str) -> None:
+    assert not target_of(properties(name, 132), GPUTarget("cuda", 90, 32)).known
+
+
+def test_a_device_is_asked_for_its_properties_by_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    module = SimpleNamespace(
+        get_device_properties=lambda device: asked.append(device) or properties("NVIDIA B200", 148),
+        device_count=lambda: 1,
+    )
+    monkeypatch.setattr(run._seam, "INTERPRETED", False)
+    monkeypatch.setattr(run._seam, "triton_target", lambda: GPUTarget("cuda", 100, 32))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    device = torch.device("cuda", 0)
+    assert run.target(device) is targets.TARGETS["sm_100"]
+    assert asked == [device]
