@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from perf.models import MODELS
-from perf.results import Row, UserError
+from perf.rows import Row, UserError
 from triton_gelu.__main__ import parse_dim, parse_shape
 
 APPROXIMATES = ("tanh", "none", "sigmoid")

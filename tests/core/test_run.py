@@ -21,8 +21,8 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import jit
 from truth import DTYPES, FORMULAS
 
-from perf.results import ROOT
-from perf.truth import gelu
+from perf.accuracy.truth import gelu
+from perf.rows import ROOT
 from triton_gelu import bias_gelu, bias_gelu_transpose
 from triton_gelu.core import compat_torch as _seam
 from triton_gelu.core import launch as _launch
@@ -147,7 +147,7 @@ def test_a_nan_of_any_bits_stays_one(
 
 ONES = """
 import torch, triton
-from perf import gpus, offline
+from perf.static import gpus, offline
 from triton_gelu.core import run as _fused
 from triton_gelu.ops import bias_gelu_kernels as _kernels
 for name in ("forward", "backward"):

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from perf.gpus import GPUS
+from perf.static.gpus import GPUS
 from triton_gelu import __main__ as report
 from triton_gelu.core import compat_torch as _seam
 from triton_gelu.core import launch as _launch

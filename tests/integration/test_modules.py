@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perf.timing import peak_memory
+from perf.time.timing import peak_memory
 from triton_gelu import GELU, MLP, BiasGELU, Conv1dGELU, Conv2dGELU, LinearGELU, bias_gelu, gelu
 
 

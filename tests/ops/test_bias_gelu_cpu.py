@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from truth import FORMULAS, torch_gelu
 
-from perf import truth
-from perf.truth import spacing
+from perf.accuracy import truth
+from perf.accuracy.truth import spacing
 from triton_gelu.formulas import plain as _reference
 from triton_gelu.formulas.plain import CLOSED, LOGIT, MILLS, MILLS_SCALE, OPEN, backward, d2gelu, dgelu, forward, gelu
 

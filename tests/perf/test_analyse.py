@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from perf import amdgcn, compare, count, figures, plot_headroom, results, sass
 from perf.__main__ import main
-from perf.gpus import A100, B200, GPU, GPUS, H100, MI300X
-from perf.machine import Code, Untraceable, walk
+from perf.rows import append_row, read_rows
+from perf.show import compare, plot_headroom
+from perf.static import count, metrics
+from perf.static.gpus import A100, B200, GPU, GPUS, H100, MI300X
+from perf.static.machine import amdgcn, sass
+from perf.static.machine.code import Code, Untraceable, walk
 
 ROOT = Path(__file__).parents[2]
 BASELINE = ROOT / "perf" / "data" / "baseline.jsonl"
@@ -218,7 +221,7 @@ def analyse(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 TARGETS = ("sm_90", "sm_100", "gfx942")
-OURS = ("--set", "baseline", "--provider", figures.LIBRARY, "--target", *TARGETS)
+OURS = ("--set", "baseline", "--provider", metrics.LIBRARY, "--target", *TARGETS)
 
 
 @pytest.fixture(scope="session")
@@ -233,7 +236,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def needs_the_compiler_of_the_baseline(fresh: Path) -> None:
     """Skips a test of counts that another compiler may rightly change."""
-    made, mine = (compare.version(results.read(path)[0]) for path in (BASELINE, fresh))
+    made, mine = (compare.version(read_rows(path)[0]) for path in (BASELINE, fresh))
     if made != mine:
         pytest.skip(f"the baseline was made with triton {made}, this is {mine}: another compiler, other counts")
 
@@ -247,28 +250,28 @@ def test_counts_are_those_of_the_committed_baseline(fresh: Path) -> None:
 
 def test_a_slower_kernel_is_caught(fresh: Path, tmp_path: Path) -> None:
     slower = tmp_path / "slower.jsonl"
-    for row in results.read(fresh):
+    for row in read_rows(fresh):
         assert row.value is not None
-        more = row.value * {figures.INSTRUCTIONS: 1.1, figures.HEADROOM: 1 / 1.1}.get(row.metric, 1.0)
-        results.append(slower, replace(row, value=more))
+        more = row.value * {metrics.INSTRUCTIONS: 1.1, metrics.HEADROOM: 1 / 1.1}.get(row.metric, 1.0)
+        append_row(slower, replace(row, value=more))
     assert main(["compare", str(fresh), str(slower)]) == 1
     assert main(["compare", str(slower), str(fresh)]) == 0
 
 
 def test_no_kernel_spills_or_moves_more_bytes_than_it_may(fresh: Path) -> None:
-    limits = {figures.SPILLS: 0, figures.STACK: 0}
+    limits = {metrics.SPILLS: 0, metrics.STACK: 0}
     bytes_moved = {"forward": 4.001, "backward": 6.13}
-    for row in results.read(fresh):
+    for row in read_rows(fresh):
         assert row.value is not None
-        limit = bytes_moved[row.direction] if row.metric == figures.BYTES else limits.get(row.metric, row.value)
+        limit = bytes_moved[row.direction] if row.metric == metrics.BYTES else limits.get(row.metric, row.value)
         assert row.value <= limit, row
 
 
 def test_an_amd_gpu_does_at_most_thirty_percent_more_vector_arithmetic(fresh: Path) -> None:
     needs_the_compiler_of_the_baseline(fresh)
     counts: dict[tuple[object, ...], dict[str, float]] = {}
-    for row in results.read(fresh):
-        if row.metric == figures.VECTOR and row.value is not None:
+    for row in read_rows(fresh):
+        if row.metric == metrics.VECTOR and row.value is not None:
             counts.setdefault((row.case, row.approximate, row.direction), {})[row.device] = row.value
     assert counts
     for asked, found in counts.items():
@@ -279,12 +282,12 @@ def test_an_amd_gpu_does_at_most_thirty_percent_more_vector_arithmetic(fresh: Pa
 def test_the_threads_of_a_warp_stay_together(target: str, fresh: Path) -> None:
     if target == "gfx942":  # where a masked store is a branch in some versions of the compiler
         needs_the_compiler_of_the_baseline(fresh)
-    parted = [row for row in results.read(fresh) if row.metric == figures.PARTED and row.device == target]
+    parted = [row for row in read_rows(fresh) if row.metric == metrics.PARTED and row.device == target]
     assert [row.value for row in parted] == [0] * len(parted) != []
 
 
 def test_static_rows_say_that_nothing_ran(fresh: Path) -> None:
-    rows = results.read(fresh)
+    rows = read_rows(fresh)
     assert {(row.kind, row.path) for row in rows} == {("static", "compiled offline")}
     assert all(
         row.versions["triton"] and row.versions["fp_fusion"] in ("on", "off") and row.device in TARGETS for row in rows
@@ -292,7 +295,7 @@ def test_static_rows_say_that_nothing_ran(fresh: Path) -> None:
 
 
 def test_the_picture_of_headroom_says_that_nothing_ran(fresh: Path) -> None:
-    ((_, picture),) = plot_headroom.draw(results.read(fresh))
+    ((_, picture),) = plot_headroom.draw(read_rows(fresh))
     assert "nothing ran" in " ".join(text.get_text() for text in picture.texts)
     assert len(picture.axes) == len(TARGETS)
 
@@ -304,7 +307,7 @@ WARPS = re.compile(r'"ttg.num-warps" = (\d+)')
 def test_elements_share_a_reciprocal_only_where_each_thread_has_four_of_its_own(tmp_path: Path) -> None:
     """A compiler fills up what a thread lacks by anything, which would spoil the others; no interpreter shows that."""
     asked = ("--shape", "7", "--shape", "300", "--shape", "262144", "--dim", "none", "--dtype", "bf16")
-    done = analyse(*asked, "--target", "sm_100", "--provider", figures.LIBRARY, "--dump", str(tmp_path))
+    done = analyse(*asked, "--target", "sm_100", "--provider", metrics.LIBRARY, "--dump", str(tmp_path))
     assert done.returncode == 0, done.stderr + done.stdout
     shared = 0
     for file in tmp_path.glob("*/forward.ttgir"):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from perf import __main__ as command_line
-from perf import gpu, measure, results
 from perf.cases import Case
+from perf.rows import read_rows
+from perf.time import gpu, measure
 
 
 def test_without_a_gpu_it_says_what_is_missing(
@@ -28,9 +29,9 @@ def test_rows_and_a_report_are_packed_and_time_is_kept(tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     case = Case("small", (4, 8))
     assert gpu.pack(machine, [case], {"eager": gpu.providers.eager}, (), output, float("inf"), "3 passed")
-    assert {row.provider for row in results.read(output)} == {"eager", "copy"}
+    assert {row.provider for row in read_rows(output)} == {"eager", "copy"}
     assert "3 passed" in output.with_suffix(".md").read_text()
     assert output.with_suffix(".png").exists()
     late = Case("late", (5, 8))
     assert gpu.pack(machine, [case, late], {"eager": gpu.providers.eager}, (), output, 0.0, "3 passed")
-    assert {row.case for row in results.read(output)} == {"small"}
+    assert {row.case for row in read_rows(output)} == {"small"}

@@ -16,10 +16,25 @@ import torch
 import torch.nn.functional as F
 
 from perf import __main__ as command_line
-from perf import cases, check, compare, measure, models, plot, providers, results, table, timing
+from perf import cases, models, providers
 from perf.cases import Case
 from perf.progress import progress
-from perf.results import Row, UserError
+from perf.rows import (
+    COPY,
+    COPY_SHARE,
+    RATIO,
+    ROOT,
+    THROUGHPUT,
+    TIME,
+    Row,
+    UserError,
+    append_row,
+    context,
+    latest_rows,
+    read_rows,
+)
+from perf.show import compare, plot, table
+from perf.time import check, measure, timing
 
 CPU = torch.device("cpu")
 HERE = measure.Machine(CPU, threads=1, seconds=0.0)
@@ -44,9 +59,9 @@ def notes(rows: Sequence[Row], provider: str) -> str:
 
 
 def test_a_row_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    row = replace(ROW, dim=None, **results.context())
-    results.append(tmp_path / "deep" / "rows.jsonl", row)
-    assert results.read(tmp_path / "deep" / "rows.jsonl") == [row]
+    row = replace(ROW, dim=None, **context())
+    append_row(tmp_path / "deep" / "rows.jsonl", row)
+    assert read_rows(tmp_path / "deep" / "rows.jsonl") == [row]
     assert row.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]  # wheels may leave the build out
     assert row.commit
     assert row.run
@@ -54,20 +69,20 @@ def test_a_row_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_line_torn_by_a_crash_is_dropped_and_written_over(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    results.append(file, ROW)
+    append_row(file, ROW)
     with file.open("a") as torn:
         torn.write('{"kind": "measu')
-    assert results.read(file) == [ROW]
-    results.append(file, ROW)
-    assert results.read(file) == [ROW, ROW]
+    assert read_rows(file) == [ROW]
+    append_row(file, ROW)
+    assert read_rows(file) == [ROW, ROW]
 
 
 def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"kind": "measured"}\n')
     with pytest.raises(UserError, match=r"rows.jsonl:1: not a result row"):
-        results.read(tmp_path / "rows.jsonl")
+        read_rows(tmp_path / "rows.jsonl")
     with pytest.raises(UserError, match="perf measure"):
-        results.read(tmp_path / "missing.jsonl")
+        read_rows(tmp_path / "missing.jsonl")
 
 
 def test_a_row_says_what_it_is_or_is_refused() -> None:
@@ -79,7 +94,7 @@ def test_a_row_says_what_it_is_or_is_refused() -> None:
 
 def test_only_the_newest_answer_to_a_question_counts() -> None:
     newer, other = replace(ROW, value=8.0), replace(ROW, provider="triton_gelu")
-    assert results.latest([ROW, other, newer]) == [newer, other]
+    assert latest_rows([ROW, other, newer]) == [newer, other]
 
 
 def test_quick_runs_from_the_smallest_shape_to_whisper_large_in_one_dtype_and_formula() -> None:
@@ -208,7 +223,7 @@ def test_a_wrong_provider_is_caught_and_not_timed(tmp_path: Path) -> None:
     }
     both = replace(SMALL, direction="forward_backward")
     assert measure.sweep([SMALL, both], spoilt, HERE, tmp_path / "rows.jsonl")
-    rows = results.read(tmp_path / "rows.jsonl")
+    rows = read_rows(tmp_path / "rows.jsonl")
     assert "y is wrong at 1 of 192 elements: nan" in notes(rows, "nan")
     assert "expected (6, 32) in torch.float32" in notes(rows, "wider")
     assert "y is (3, 32)" in notes(rows, "fewer")
@@ -221,13 +236,13 @@ def test_a_wrong_provider_is_caught_and_not_timed(tmp_path: Path) -> None:
 def test_rows_of_a_case_agree_with_each_other(tmp_path: Path) -> None:
     mine: dict[str, providers.Provider] = {"eager": providers.eager, "triton_gelu": providers.eager}
     measure.sweep([SMALL], mine, HERE, tmp_path / "rows.jsonl")
-    found = {(row.provider, row.metric): row for row in results.read(tmp_path / "rows.jsonl")}
-    time, speed = (found["triton_gelu", metric] for metric in (results.TIME, results.THROUGHPUT))
+    found = {(row.provider, row.metric): row for row in read_rows(tmp_path / "rows.jsonl")}
+    time, speed = (found["triton_gelu", metric] for metric in (TIME, THROUGHPUT))
     assert speed.value == pytest.approx(SMALL.compulsory_bytes() / time.value / 1e3)  # bytes per us, in GB/s
     assert time.low <= time.value <= time.high
-    copy = found["copy", results.THROUGHPUT]
-    assert found["triton_gelu", results.COPY_SHARE].value == pytest.approx(100 * speed.value / copy.value)
-    ratio = found["triton_gelu", results.RATIO.format("eager")]
+    copy = found["copy", THROUGHPUT]
+    assert found["triton_gelu", COPY_SHARE].value == pytest.approx(100 * speed.value / copy.value)
+    ratio = found["triton_gelu", RATIO.format("eager")]
     assert 0.2 < ratio.value < 5
     assert ratio.low <= ratio.high
     assert "F.gelu(x + b, approximate='tanh')" in time.note
@@ -291,7 +306,7 @@ def test_a_finished_case_is_not_measured_again_unless_asked_or_changed(
     assert calls == ["small", "other"]
     measure.sweep(two, counting(calls), HERE, file, fresh=True)
     assert calls == ["small", "other"] * 2
-    monkeypatch.setattr(results, "commit", lambda: "another")
+    monkeypatch.setattr(measure, "commit", lambda: "another")
     measure.sweep(two[:1], counting(calls), HERE, file)
     assert calls[4:] == ["small"]
 
@@ -309,18 +324,18 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_call_goes_on(
     monkeypatch.setattr(providers, "PROVIDERS", {"eager": interrupted})
     assert command_line.main(words) == measure.INTERRUPTED
     assert f"What was measured is in {file}; the same command goes on from there" in capsys.readouterr().out
-    assert {row.shape for row in results.read(file)} == {(6, 32)}
+    assert {row.shape for row in read_rows(file)} == {(6, 32)}
     monkeypatch.setattr(providers, "PROVIDERS", counting(calls))
     assert command_line.main(words) == 0
     assert calls == ["own"]
-    assert {row.shape for row in results.read(file)} == {(6, 32), (5, 7)}
+    assert {row.shape for row in read_rows(file)} == {(6, 32), (5, 7)}
 
 
 def test_a_case_that_does_not_fit_is_skipped_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "available_memory", lambda device: 1e9)
     huge = Case("huge", (100_000, 100_000))
     assert measure.sweep([huge], {"eager": providers.eager}, HERE, tmp_path / "rows.jsonl")
-    (row,) = results.read(tmp_path / "rows.jsonl")
+    (row,) = read_rows(tmp_path / "rows.jsonl")
     assert (row.status, row.value) == ("skipped", None)
     assert "GiB, 0.9 GiB are free" in row.note
 
@@ -328,7 +343,7 @@ def test_a_case_that_does_not_fit_is_skipped_with_the_reason(tmp_path: Path, mon
 def test_without_a_compiler_compiled_providers_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure.shutil, "which", lambda name: None)
     measure.sweep([SMALL], {"torch.compile": providers.PROVIDERS["torch.compile"]}, HERE, tmp_path / "rows.jsonl")
-    (row,) = results.read(tmp_path / "rows.jsonl")
+    (row,) = read_rows(tmp_path / "rows.jsonl")
     assert row.status == "skipped"
     assert "install g++" in row.note
 
@@ -346,11 +361,11 @@ def measured_rows() -> list[Row]:
     """Two sizes by all providers, as a sweep would have written them."""
     rows = []
     for case in cases.product((SMALL, Case("channels", (2, 8, 4096), dim=1)), approximates=("tanh", "none")):
-        for number, provider in enumerate((*providers.PROVIDERS, results.COPY), start=1):
+        for number, provider in enumerate((*providers.PROVIDERS, COPY), start=1):
             row = replace(
                 measure.blank_row(case, HERE), provider=provider, status="ok", value=10.0 * number, low=9.0 * number
             )
-            rows += [row, replace(row, metric=results.THROUGHPUT, unit="GB/s", low=8.0 * number, high=11.0 * number)]
+            rows += [row, replace(row, metric=THROUGHPUT, unit="GB/s", low=8.0 * number, high=11.0 * number)]
     return rows
 
 
@@ -366,7 +381,7 @@ def test_the_table_says_that_no_kernel_ran_and_what_is_missing() -> None:
 
 def test_pictures_are_drawn_from_rows_and_say_what_ran(tmp_path: Path) -> None:
     for row in measured_rows():
-        results.append(tmp_path / "rows.jsonl", row)
+        append_row(tmp_path / "rows.jsonl", row)
     assert command_line.main(["plot", str(tmp_path / "rows.jsonl")]) == 0
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
     plot.write(measured_rows(), tmp_path / "rows.svg")
@@ -380,7 +395,7 @@ def test_pictures_are_drawn_from_rows_and_say_what_ran(tmp_path: Path) -> None:
 
 
 def plot_of(rows: Sequence[Row]) -> list[tuple[str, plot.Figure]]:
-    from perf import plot_throughput
+    from perf.show import plot_throughput
 
     return list(plot_throughput.draw(rows))
 
@@ -391,7 +406,7 @@ def test_two_devices_never_share_a_picture() -> None:
 
 
 def test_nothing_to_draw_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results.append(tmp_path / "rows.jsonl", ROW)
+    append_row(tmp_path / "rows.jsonl", ROW)
     assert command_line.main(["plot", str(tmp_path / "rows.jsonl")]) == 2
     assert "no rows to draw" in capsys.readouterr().err
 
@@ -401,7 +416,7 @@ def compared(tmp_path: Path, before: Sequence[Row], after: Sequence[Row], *words
     for name, rows in (("before.jsonl", before), ("after.jsonl", after)):
         (tmp_path / name).unlink(missing_ok=True)
         for row in rows:
-            results.append(tmp_path / name, row)
+            append_row(tmp_path / name, row)
         files.append(str(tmp_path / name))
     return command_line.main(["compare", *files, *words])
 
@@ -446,7 +461,7 @@ def test_compare_refuses_files_that_have_nothing_in_common(tmp_path: Path, capsy
 
 
 def test_compare_says_when_the_machine_itself_was_in_another_state() -> None:
-    copy = replace(ROW, provider=results.COPY)
+    copy = replace(ROW, provider=COPY)
     found = list(compare.changes([copy], [replace(copy, value=20.0, low=19.0, high=21.0)]))
     assert [each.verdict for each in found] == [compare.CHANGED]
     assert "+100%" in next(compare.caveats(found))
@@ -478,7 +493,7 @@ def test_one_command_measures_prints_a_table_and_names_its_files(tmp_path: Path)
         [sys.executable, "-m", "perf", "measure", *words],
         capture_output=True,
         text=True,
-        cwd=results.ROOT,
+        cwd=ROOT,
         timeout=120,
         check=False,
     )
@@ -488,4 +503,4 @@ def test_one_command_measures_prints_a_table_and_names_its_files(tmp_path: Path)
         f"picture: {output.with_suffix('.png')}",
     ]
     assert all(output.with_suffix(suffix).exists() for suffix in (".jsonl", ".md", ".png"))
-    assert {row.provider for row in results.read(output)} == {"eager", "triton_gelu", "copy"}
+    assert {row.provider for row in read_rows(output)} == {"eager", "triton_gelu", "copy"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from perf import notebooks
+from perf.show import notebooks
 
 NOTEBOOKS = sorted(notebooks.FOLDER.glob("*.ipynb"))
 

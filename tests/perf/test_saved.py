@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from perf import models, report, results, saved
+from perf import models
 from perf.cases import Case
-from perf.figures import LIBRARY
-from perf.offline import META
+from perf.rows import read_rows
+from perf.show import report
+from perf.static import saved
+from perf.static.metrics import LIBRARY
+from perf.static.offline import META
 from triton_gelu import fuse
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +66,7 @@ def test_the_rows_of_whole_models_say_what_is_saved_and_that_nothing_ran(tmp_pat
     done = subprocess.run(command, cwd=ROOT, env=inherited, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "Static" in done.stdout
-    rows = results.read(path)
+    rows = read_rows(path)
     assert {(row.kind, row.path, row.status) for row in rows} == {("static", "compiled offline", "ok")}
     values = {(row.case, row.direction, row.metric, row.provider): row.value or 0.0 for row in rows}
     for (case, direction, metric, provider), value in values.items():

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from perf.amdgcn_integers import MASK, meaning_of, registers_of
-from perf.machine import Code, Effect, Instruction, Registers, State, Word
+from perf.static.machine.amdgcn_integers import MASK, meaning_of, registers_of
+from perf.static.machine.code import Code, Effect, Instruction, Registers, State, Word
 
 _LINE = re.compile(
     r"(?:(?P<label>\.LBB\w+):|\s+(?P<opcode>(?:s|v|ds|buffer|global|flat|scratch)_\w+)\s*(?P<rest>[^;]*))"

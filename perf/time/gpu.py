@@ -21,12 +21,15 @@ from pathlib import Path
 
 import torch
 
-from perf import accuracy, cases, measure, providers, report, results
+from perf import cases, providers
+from perf.accuracy import ulp_errors
 from perf.cases import Case
-from perf.measure import Machine
 from perf.progress import progress
 from perf.providers import Provider
-from perf.results import DATA, ROOT, UserError
+from perf.rows import DATA, ROOT, UserError, append_row, read_rows
+from perf.show import report
+from perf.time import measure
+from perf.time.measure import Machine
 from triton_gelu.core import compat_torch as _seam
 
 MINUTE = 60.0
@@ -45,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     machine = Machine(found(), threads=1, seconds=0.0)
     output = args.output or DATA / f"gpu-{measure.slug(machine.name)}.jsonl"
     tests = tested()
-    whole = pack(machine, cases.SETS["gpu"](), providers.PROVIDERS, tuple(accuracy.DTYPES), output, until, tests)
+    whole = pack(machine, cases.SETS["gpu"](), providers.PROVIDERS, tuple(ulp_errors.DTYPES), output, until, tests)
     print(f"tests:   {tests}\nrows:    {output}\nreport:  {output.with_suffix('.md')}")
     print("To send them back: python -m perf readme; git add README.md perf/data; commit; open a pull request.")
-    failed = any(row.status == "failed" for row in results.read(output))
+    failed = any(row.status == "failed" for row in read_rows(output))
     return int(failed or not whole or "passed" not in tests or "failed" in tests or "error" in tests)
 
 
@@ -87,10 +90,10 @@ def pack(
     tests: str,
 ) -> bool:
     """Append the device's errors and, as far as time goes, its times; write the report. False after Ctrl-C."""
-    for dtype, formula, way in progress([*product(dtypes, accuracy.FORMULAS, accuracy.DIRECTIONS)], " ".join):
-        for row in accuracy.rows(dtype, formula, way, machine.device):
-            results.append(output, row)
+    for dtype, formula, way in progress([*product(dtypes, ulp_errors.FORMULAS, ulp_errors.DIRECTIONS)], " ".join):
+        for row in ulp_errors.rows(dtype, formula, way, machine.device):
+            append_row(output, row)
     whole = measure.sweep(chosen, wanted, machine, output, until=until)
     remark = f"Tests on {machine.name}: {tests}"
-    report.write(results.read(output), output.with_suffix(".md"), [remark])
+    report.write(read_rows(output), output.with_suffix(".md"), [remark])
     return whole

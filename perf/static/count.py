@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from perf import amdgcn, sass
-from perf.gpus import GPU
-from perf.machine import Code, Untraceable, Walk, Word, walk
-from perf.offline import Launched, disassembly, elf
+from perf.static.gpus import GPU
+from perf.static.machine import amdgcn, sass
+from perf.static.machine.code import Code, Untraceable, Walk, Word, walk
+from perf.static.offline import Launched, disassembly, elf
 
 ENOUGH_RUNS = 200  # a loop has found its rhythm by then
 BETWEEN = 3  # programs that stand for all those between the ends of one axis of a grid

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from perf.cases import Case
-from perf.count import Counted
-from perf.gpus import GPU
+from perf.static.count import Counted
+from perf.static.gpus import GPU
 
 LIBRARY = "triton_gelu"  # the provider; the others are comparison kernels
 
@@ -35,7 +35,7 @@ STREAM = 0.95  # of the bytes of a launch; the rest may be a bias, which may be 
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One number: what it is, its unit, and what a reader should know beside it."""
 
     metric: str
@@ -44,7 +44,7 @@ class Figure:
     note: str = ""
 
 
-def figures(case: Case, counted: Sequence[Counted], gpu: GPU) -> Iterator[Figure]:
+def call_metrics(case: Case, counted: Sequence[Counted], gpu: GPU) -> Iterator[Metric]:
     """What the launches of one call come to on one GPU. Counts are per element of the case's shape."""
     headings: Counter[str] = Counter()
     for each in counted:
@@ -55,31 +55,31 @@ def figures(case: Case, counted: Sequence[Counted], gpu: GPU) -> Iterator[Figure
     binding = max(seconds, key=lambda unit: seconds[unit])
     main = max(counted, key=lambda each: each.loads + each.stores)
 
-    yield Figure(
+    yield Metric(
         HEADROOM, "time at memory bandwidth / next resource", memory / seconds[binding], f"{binding} on {gpu.name}"
     )
     least = max(memory, seconds[binding]) / case.elements
-    yield Figure(
+    yield Metric(
         LEAST_TIME, "ps per element", least / PICO, "a bound, not a time: memory or the next resource, never waiting"
     )
     for unit, time in seconds.items():
-        yield Figure(BUSY.format(unit), "share of the time at memory bandwidth", time / memory)
-    yield Figure(INSTRUCTIONS, "per element", sum(headings.values()) / case.elements)
-    yield Figure(VECTOR, "per element", sum(headings[each] for each in VECTOR_HEADINGS) / case.elements)
+        yield Metric(BUSY.format(unit), "share of the time at memory bandwidth", time / memory)
+    yield Metric(INSTRUCTIONS, "per element", sum(headings.values()) / case.elements)
+    yield Metric(VECTOR, "per element", sum(headings[each] for each in VECTOR_HEADINGS) / case.elements)
     for heading in HEADINGS:
-        yield Figure(heading, "per element", headings[heading] / case.elements)
-    yield Figure(BYTES, "per element", moved / case.elements, f"{compulsory(case) / case.elements:.3f} are compulsory")
-    yield Figure(WIDTH, "bit", 8 * width(main))
-    yield Figure(REGISTERS, "per thread", main.code.registers)
-    yield Figure(SPILLS, "instructions", sum(each.spills for each in counted))
-    yield Figure(STACK, "bytes per thread", max(each.code.stack for each in counted))
-    yield Figure(SHARED, "bytes per block", main.launched.shared)
-    yield Figure(WARPS, "per processor", main.resident_warps)
-    yield Figure(PARTED, "branches", sum(each.parted for each in counted))
+        yield Metric(heading, "per element", headings[heading] / case.elements)
+    yield Metric(BYTES, "per element", moved / case.elements, f"{compulsory(case) / case.elements:.3f} are compulsory")
+    yield Metric(WIDTH, "bit", 8 * width(main))
+    yield Metric(REGISTERS, "per thread", main.code.registers)
+    yield Metric(SPILLS, "instructions", sum(each.spills for each in counted))
+    yield Metric(STACK, "bytes per thread", max(each.code.stack for each in counted))
+    yield Metric(SHARED, "bytes per block", main.launched.shared)
+    yield Metric(WARPS, "per processor", main.resident_warps)
+    yield Metric(PARTED, "branches", sum(each.parted for each in counted))
     needed = f"{gpu.bytes_in_flight(main.loads / (main.loads + main.stores)):.0f} hide {gpu.latency.value * 1e9:.0f} ns"
-    yield Figure(IN_FLIGHT, "bytes per processor", main.in_flight, needed)
+    yield Metric(IN_FLIGHT, "bytes per processor", main.in_flight, needed)
     grids = ", ".join(f"{each.launched.name} {'x'.join(map(str, each.launched.grid))}" for each in counted)
-    yield Figure(LAUNCHES, "launches", len(counted), grids)
+    yield Metric(LAUNCHES, "launches", len(counted), grids)
 
 
 def compulsory(case: Case) -> int:

@@ -2,8 +2,8 @@
 
 Each case is compiled exactly as a call would compile it. The machine code is then followed, loops and predicates
 included, and counted: instructions by kind, registers, widths of accesses, bytes; and, from a table of GPU data
-(perf/gpus.py), which resource binds. `headroom` is the time at memory bandwidth over the time of the next resource:
-below 1 a kernel is not memory-bound. Backward includes the sum that finishes the bias gradient.
+(perf/static/gpus.py), which resource binds. `headroom` is the time at memory bandwidth over the time of the next
+resource: below 1 a kernel is not memory-bound. Backward includes the sum that finishes the bias gradient.
 
 With TRITON_DEFAULT_FP_FUSION=0 in the environment Triton fuses no multiplication with an addition by itself, which is
 the default from Triton 3.10 on.
@@ -26,16 +26,17 @@ from typing import Any
 import torch
 import triton
 
-from perf import cases, comparisons, results
+from perf import cases
 from perf.cases import Case, product
-from perf.count import Counted, count
-from perf.figures import LIBRARY, figures
-from perf.gpus import GPUS
-from perf.machine import Untraceable
-from perf.offline import META, Call, launches
 from perf.progress import progress
-from perf.results import Row, UserError
-from perf.table_static import render
+from perf.rows import Row, UserError, append_row, context
+from perf.show.table_static import render
+from perf.static import comparisons
+from perf.static.count import Counted, count
+from perf.static.gpus import GPUS
+from perf.static.machine.code import Untraceable
+from perf.static.metrics import LIBRARY, call_metrics
+from perf.static.offline import META, Call, launches
 from triton_gelu.core import run as _fused
 from triton_gelu.ops import bias_gelu_transpose as _transpose
 
@@ -135,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         for _, found in zip(progress(asked, str), answers, strict=True):
             rows += found
             for row in found if args.output else ():
-                results.append(args.output, row)
+                append_row(args.output, row)
     print(render(rows))
     return int(any(row.status == "failed" for row in rows))
 
@@ -164,7 +165,7 @@ def library(case: Case) -> Call:
 def answer(question: Question, dump: Path | None = None) -> list[Row]:
     """The rows of one question; a single failed one, with the reason, where a kernel can't be compiled or followed."""
     gpu = GPUS[question.target]
-    blank = replace(BLANK, **question.fields(), **results.context())
+    blank = replace(BLANK, **question.fields(), **context())
     try:
         counted = [count(each, gpu) for each in launches(gpu, subjects(question.case)[question.provider])]
     except (Untraceable, triton.CompilationError) as problem:
@@ -176,7 +177,7 @@ def answer(question: Question, dump: Path | None = None) -> list[Row]:
     blank = replace(blank, versions={**blank.versions, "fp_fusion": fp_fusion})
     return [
         replace(blank, metric=each.metric, unit=each.unit, value=each.value, note=each.note, status="ok")
-        for each in figures(question.case, counted, gpu)
+        for each in call_metrics(question.case, counted, gpu)
     ]
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from perf.cases import Case
-from perf.offline import META, Call
+from perf.static.offline import META, Call
 
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 DENSITY = tl.constexpr(1 / math.sqrt(2 * math.pi))

@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-from perf.machine import Instruction, State, Word
+from perf.static.machine.code import Instruction, State, Word
 
 MASK = 2**32 - 1
 TRUE = ("PT", "UPT")

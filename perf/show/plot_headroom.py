@@ -10,11 +10,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from perf.cases import DTYPES
-from perf.figures import HEADROOM, LIBRARY
-from perf.gpus import GPUS
-from perf.plot import BLACK, BLUE, GREY, SKY, VERMILION, head, human, style
-from perf.results import Row
-from perf.table import grouped
+from perf.rows import Row
+from perf.show.plot import BLACK, BLUE, GREY, SKY, VERMILION, head, human, style
+from perf.show.table import grouped
+from perf.static.gpus import GPUS
+from perf.static.metrics import HEADROOM, LIBRARY
 
 FLAT = "plain formula, flat index (backward: dx, then a separate dbias sum)"
 LOOKS: Mapping[str, tuple[str, str, str]] = {  # how a provider's name ends: label, colour, marker

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perf import results, silicon, truth
-from perf.results import Row, UserError
-from perf.table import as_text
+from perf.accuracy import instruction_errors, truth
+from perf.rows import RESULTS, Row, UserError, append_row, context, latest_rows, read_rows
+from perf.show.table import as_text
 
 Function = Callable[[Tensor, str], Tensor]
 
@@ -135,7 +135,11 @@ def rows(dtype_name: str, approximate: str, direction: str, device: torch.device
     if device.type != "cpu":
         name, path = torch.cuda.get_device_name(device), "Triton kernel"
     for provider, function in functions(approximate, device).items():
-        with silicon.approximate(SIGNS.get(provider, 0)), warnings.catch_warnings(), np.errstate(all="ignore"):
+        with (
+            instruction_errors.approximate(SIGNS.get(provider, 0)),
+            warnings.catch_warnings(),
+            np.errstate(all="ignore"),
+        ):
             warnings.simplefilter("ignore")
             error, counts = errors(function, x, approximate, direction)
         wrong = u[~u.isfinite() & (error > 0)].unique().tolist()
@@ -164,7 +168,7 @@ def rows(dtype_name: str, approximate: str, direction: str, device: torch.device
                 note=remark,
                 device=name,
                 path=path,
-                **results.context(),
+                **context(),
             )
 
 
@@ -173,7 +177,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated (default: all)")
     parser.add_argument("--approximate", action="append", choices=FORMULAS, help="may be repeated (default: all)")
     parser.add_argument("--direction", action="append", choices=DIRECTIONS, help="the value, or its derivative")
-    parser.add_argument("--output", type=Path, default=results.FOLDER / "accuracy.jsonl", help="rows are added to it")
+    parser.add_argument("--output", type=Path, default=RESULTS / "accuracy.jsonl", help="rows are added to it")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -186,13 +190,13 @@ def run(args: argparse.Namespace) -> int:
     ]
     for question in asked:
         for row in rows(*question):
-            results.append(args.output, row)
+            append_row(args.output, row)
     if INTERPRETED:
         return 0
     again = [sys.executable, "-m", "perf", "accuracy", *sys.argv[2:], "--output", str(args.output)]
     if subprocess.run(again, env={**os.environ, "TRITON_INTERPRET": "1"}, check=False).returncode:
         raise UserError("the interpreter's part failed; its message stands above")
-    print(table(results.latest(results.read(args.output))))
+    print(table(latest_rows(read_rows(args.output))))
     print(f"rows: {args.output}")
     return 0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from perf.machine import Code, Effect, Instruction, Registers, State, Untraceable, Word
-from perf.sass_integers import GRID, MASK, TRUE, is_predicate, meaning_of, predicate
+from perf.static.machine.code import Code, Effect, Instruction, Registers, State, Untraceable, Word
+from perf.static.machine.sass_integers import GRID, MASK, TRUE, is_predicate, meaning_of, predicate
 
 _LINE = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@(?P<guard>!?U?P\w)\s+)?(?P<opcode>[A-Z][\w.]*)(?P<operands>[^;]*);")
 _LABEL = re.compile(r"\s*(\.L_\w+):")
@@ -43,7 +43,7 @@ _HEADING = {name: heading for heading, names in _HEADINGS.items() for name in na
 
 # The unit of a heading, and of single instructions that differ. An integer multiplication takes the FMA pipe, half of
 # it since sm_86; the two results of a packed instruction take two lanes. Who packs and unpacks 16-bit floats (F2FP,
-# HADD2.F32) differs from GPU to GPU, too (perf/gpus.py).
+# HADD2.F32) differs from GPU to GPU, too (perf/static/gpus.py).
 _UNIT = {
     "fma": ("fma", 1), "alu": ("alu", 1), "integer": ("alu", 1), "mufu": ("xu", 1), "conversion": ("xu", 1),
     "FFMA2": ("fma", 2), "FMUL2": ("fma", 2), "FADD2": ("fma", 2), "IMAD": ("imad", 1), "IDP": ("imad", 1),

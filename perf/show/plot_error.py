@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import FuncFormatter
 
-from perf.accuracy import CURVE, EDGES, KERNEL
-from perf.plot import BLUE, GREEN, GREY, SKY, VERMILION, head, human, origin, style
-from perf.results import Row
-from perf.table import grouped
+from perf.accuracy.ulp_errors import CURVE, EDGES, KERNEL
+from perf.rows import Row
+from perf.show.plot import BLUE, GREEN, GREY, SKY, VERMILION, head, human, origin, style
+from perf.show.table import grouped
 
 LOOKS: Mapping[str, tuple[str, str, str, float]] = {  # provider: label, colour, line, width
     "textbook": ("textbook, 0.5x(1 + ...)", GREEN, ":", 2.0),

@@ -23,11 +23,15 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from perf import cases, results
-from perf.results import Row, UserError
+from perf import cases
+from perf.rows import COPY, DIRECTIONS, RESULTS, Row, UserError, latest_rows, read_rows
 
 # Each module has draw(rows) -> iterator of (name, Figure).
-PICTURES = {"measured": "perf.plot_throughput", "static": "perf.plot_headroom", "accuracy": "perf.plot_error"}
+PICTURES = {
+    "measured": "perf.show.plot_throughput",
+    "static": "perf.show.plot_headroom",
+    "accuracy": "perf.show.plot_error",
+}
 
 # Okabe and Ito's colours, told apart by people with any kind of colour blindness (jfly.uni-koeln.de/color).
 BLUE, SKY, VERMILION, ORANGE, GREEN, YELLOW, PURPLE, BLACK = (
@@ -40,7 +44,7 @@ PROVIDER_COLOURS: Mapping[str, str] = {  # PyTorch is blue, this package is red,
     "torch.compile": SKY,
     "triton_gelu": VERMILION,
     "triton_gelu compiled": ORANGE,
-    results.COPY: GREY,
+    COPY: GREY,
 }
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
@@ -92,7 +96,7 @@ def human(number: float, _: object = None) -> str:
 
 def write(rows: Iterable[Row], path: Path) -> list[Path]:
     """Draw the newest answer to each question; one file, or one a picture with its name behind the path's."""
-    newest = results.latest(rows)
+    newest = latest_rows(rows)
     figures = [
         (name, figure)
         for kind, module in PICTURES.items()
@@ -119,13 +123,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", type=Path, help="result files (default: newest in perf/results)")
     parser.add_argument("--output", type=Path, help="PNG, SVG or PDF (default: beside the first file)")
     parser.add_argument("--provider", action="append", metavar="NAME", help="only this provider; may be repeated")
-    cases.add_filters(parser, results.DIRECTIONS)
+    cases.add_filters(parser, DIRECTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, keep what is asked for, draw, name the files."""
-    files = args.files or [newest(results.FOLDER)]
-    rows = [row for file in files for row in results.read(file) if kept(row, args)]
+    files = args.files or [newest(RESULTS)]
+    rows = [row for file in files for row in read_rows(file) if kept(row, args)]
     pictures = write(rows, args.output or files[0].with_suffix(".png"))
     if not pictures:
         raise UserError("no rows to draw; python -m perf measure makes some")
@@ -136,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
 
 def kept(row: Row, args: argparse.Namespace) -> bool:
     """Whether a row is among those asked for; the copy is the scale of all others and always is."""
-    return (not args.provider or row.provider in (*args.provider, results.COPY)) and cases.wanted(row, args)
+    return (not args.provider or row.provider in (*args.provider, COPY)) and cases.wanted(row, args)
 
 
 def newest(folder: Path) -> Path:

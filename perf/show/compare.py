@@ -18,8 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from perf import cases, figures, results, table
-from perf.results import Row, UserError
+from perf import cases
+from perf.rows import COPY, COPY_SHARE, DIRECTIONS, THROUGHPUT, TIME, Row, UserError, latest_rows, question, read_rows
+from perf.show import table
+from perf.static import metrics
 
 WORSE, BETTER, CHANGED, GONE, NEW, SAME, SKIPPED = VERDICTS = (
     "worse",
@@ -30,16 +32,16 @@ WORSE, BETTER, CHANGED, GONE, NEW, SAME, SKIPPED = VERDICTS = (
     "same",
     "skipped",
 )
-HIGHER_IS_BETTER = {results.THROUGHPUT, results.COPY_SHARE, figures.HEADROOM, figures.WIDTH}
-DERIVED = {results.THROUGHPUT, results.COPY_SHARE}  # of the time, which is compared
+HIGHER_IS_BETTER = {THROUGHPUT, COPY_SHARE, metrics.HEADROOM, metrics.WIDTH}
+DERIVED = {THROUGHPUT, COPY_SHARE}  # of the time, which is compared
 STATIC_GOALS = {  # the other static figures say why these changed
-    figures.HEADROOM,
-    figures.INSTRUCTIONS,
-    figures.BYTES,
-    figures.WIDTH,
-    figures.SPILLS,
-    figures.STACK,
-    figures.PARTED,
+    metrics.HEADROOM,
+    metrics.INSTRUCTIONS,
+    metrics.BYTES,
+    metrics.WIDTH,
+    metrics.SPILLS,
+    metrics.STACK,
+    metrics.PARTED,
 }
 
 
@@ -61,9 +63,9 @@ class Change:
 
 def changes(before: Sequence[Row], after: Sequence[Row]) -> Iterator[Change]:
     """One for each question that either side answers."""
-    old, new = ({results.question(row): row for row in rows} for rows in (before, after))
-    for question in {**old, **new}:
-        yield change(old.get(question), new.get(question))
+    old, new = ({question(row): row for row in rows} for rows in (before, after))
+    for asked in {**old, **new}:
+        yield change(old.get(asked), new.get(asked))
 
 
 def change(before: Row | None, after: Row | None) -> Change:
@@ -100,7 +102,7 @@ def is_goal(row: Row) -> bool:
     """Whether more or less of the metric is better or worse, rather than just different."""
     if row.kind == "static":
         return row.metric in STATIC_GOALS
-    return row.provider != results.COPY
+    return row.provider != COPY
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--provider", action="append", metavar="NAME", help="only this provider; may be repeated")
     parser.add_argument("--exact", action="store_true", help="exit with 1 on any change, good ones and gaps included")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    cases.add_filters(parser, results.DIRECTIONS)
+    cases.add_filters(parser, DIRECTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -134,7 +136,7 @@ def caveats(found: Sequence[Change]) -> Iterator[str]:
     versions = sorted({version(row) for each in found if each.verdict == SKIPPED for row in (each.before, each.after)})
     if versions:
         yield f"Static rows of different Triton versions are not compared: {' and '.join(versions)}."
-    copies = [each for each in found if each.row.provider == results.COPY and each.before and each.after]
+    copies = [each for each in found if each.row.provider == COPY and each.before and each.after]
     drifted = [each for each in copies if each.verdict == CHANGED]
     if drifted:
         typical = statistics.median(map(growth, drifted))
@@ -148,7 +150,7 @@ def newest(path: Path, args: argparse.Namespace) -> list[Row]:
     """The newest answers of a file to the questions asked for, without what only restates them."""
     return [
         row
-        for row in results.latest(results.read(path))
+        for row in latest_rows(read_rows(path))
         if row.metric not in DERIVED
         and (not args.provider or row.provider in args.provider)
         and cases.wanted(row, args)
@@ -191,7 +193,7 @@ def shown(row: Row | None) -> str:
         return "-"
     if row.value is None:
         return row.status
-    return table.duration(row.value) if row.metric == results.TIME else f"{row.value:.5g}"
+    return table.duration(row.value) if row.metric == TIME else f"{row.value:.5g}"
 
 
 def growth(each: Change) -> float:

@@ -13,8 +13,9 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from perf import accuracy, plot, results, table
-from perf.results import Row, UserError
+from perf.accuracy import ulp_errors
+from perf.rows import RESULTS, Row, UserError, latest_rows, read_rows
+from perf.show import plot, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, keep what is asked for, write, name the files."""
-    files = args.files or [plot.newest(results.FOLDER)]
-    rows = [row for file in files for row in results.read(file) if plot.kept(row, args)]
+    files = args.files or [plot.newest(RESULTS)]
+    rows = [row for file in files for row in read_rows(file) if plot.kept(row, args)]
     if not rows:
         raise UserError("no rows to report; python -m perf measure makes some")
     path = (args.output or files[0]).with_suffix(".md")
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 def write(rows: Iterable[Row], path: Path, remarks: Sequence[str] = ()) -> list[Path]:
     """Write the report and draw its pictures beside it; these."""
-    newest = results.latest(rows)
+    newest = latest_rows(rows)
     pictures = plot.write(newest, path.with_suffix(".png"))
     parts = [*remarks, *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
     for kind, mine in table.grouped(newest, lambda row: row.kind).items():
@@ -52,7 +53,8 @@ def measured(rows: Sequence[Row]) -> str:
 
 def static(rows: Sequence[Row]) -> str:
     """Counts of kernels that never ran, of single calls and of whole models."""
-    from perf import saved, table_static  # which ask for Triton
+    from perf.show import table_static  # which ask for Triton
+    from perf.static import saved
 
     models = [row for row in rows if row.case in saved.NAMES]
     calls = [row for row in rows if row.case not in saved.NAMES]
@@ -63,7 +65,7 @@ def static(rows: Sequence[Row]) -> str:
 def errors(rows: Sequence[Row]) -> str:
     """Errors in ulp."""
     parts = [
-        f"Errors in ulp, {device}:\n\n```text\n{accuracy.table(mine)}\n```"
+        f"Errors in ulp, {device}:\n\n```text\n{ulp_errors.table(mine)}\n```"
         for device, mine in table.grouped(rows, lambda row: row.device).items()
     ]
     return "\n\n".join(parts)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from perf import models, truth
+from perf import models
+from perf.accuracy import truth
 from perf.cases import Case, Inputs
 
 EPS32 = torch.finfo(torch.float32).eps

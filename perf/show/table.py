@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from perf import results
 from perf.providers import PROVIDERS
-from perf.results import COPY, Row
+from perf.rows import COPY, COPY_SHARE, PEAK_MEMORY, RATIO, TIME, Row
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -66,17 +65,17 @@ def _line(rows: Sequence[Row], names: Sequence[str], ratios: Mapping[str, tuple[
         return "" if row is None else row.status if row.value is None else show(row.value)
 
     def both(provider: str) -> str:
-        share = value(provider, results.COPY_SHARE, lambda percent: f" {percent:3.0f}%")
-        return value(provider, results.TIME, duration) + share
+        share = value(provider, COPY_SHARE, lambda percent: f" {percent:3.0f}%")
+        return value(provider, TIME, duration) + share
 
     first = rows[0]
     sizes = "x".join(map(str, first.shape))
-    memory = (value(name, results.PEAK_MEMORY, lambda mib: f"{mib:.3g}") for name in ("eager", "triton_gelu"))
+    memory = (value(name, PEAK_MEMORY, lambda mib: f"{mib:.3g}") for name in ("eager", "triton_gelu"))
     return [
         first.case,
         sizes,
         *map(both, names),
-        *(value(mine, results.RATIO.format(rival), lambda ratio: f"{ratio:.2f}") for mine, rival in ratios.values()),
+        *(value(mine, RATIO.format(rival), lambda ratio: f"{ratio:.2f}") for mine, rival in ratios.values()),
         " -> ".join(filter(None, memory)),
     ]
 

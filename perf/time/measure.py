@@ -30,11 +30,13 @@ from typing import Any
 
 import torch
 
-from perf import cases, check, providers, readings, report, results, table, timing
+from perf import cases, providers
 from perf.cases import Case
 from perf.progress import progress
 from perf.providers import COMPILED, Provider, Thunk
-from perf.results import COPY, Row, UserError
+from perf.rows import COPY, RESULTS, TIME, Row, UserError, append_row, commit, context, latest_rows, read_rows, versions
+from perf.show import report, table
+from perf.time import check, measured_rows, timing
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 GIB = 2**30
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(map(str, chosen)))
         return 0
     machine = Machine(chosen_device(args.device), args.threads, args.seconds)
-    output = args.output or results.FOLDER / f"{slug(machine.name)}-{date.today()}.jsonl"
+    output = args.output or RESULTS / f"{slug(machine.name)}-{date.today()}.jsonl"
     whole = sweep(chosen, wanted, machine, output, fresh=args.fresh)
     rows = about(chosen, machine, output)
     if rows:
@@ -117,7 +119,7 @@ def sweep(
 
     No case begins after `until`, on the clock of `time.monotonic`.
     """
-    done = set() if fresh or not output.exists() else answered(results.read(output), machine)
+    done = set() if fresh or not output.exists() else answered(read_rows(output), machine)
     missing = [case for case in chosen if not all((asked(case), name) in done for name in wanted)]
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of compilers would disturb the timing
     threads_before = torch.get_num_threads()
@@ -127,7 +129,7 @@ def sweep(
             if time.monotonic() > until:
                 break
             for row in measured(case, wanted, machine):
-                results.append(output, row)
+                append_row(output, row)
     except KeyboardInterrupt:
         return False
     finally:
@@ -179,7 +181,7 @@ def timed(case: Case, wanted: Mapping[str, Provider], machine: Machine, blank: R
         samples = timing.benched(thunks, machine.device)
     else:
         samples = timing.interleaved(thunks, threads=machine.threads, budget_s=machine.seconds)
-    return [*readings.rows(case, blank, samples, peaks), *unfit]
+    return [*measured_rows.rows(case, blank, samples, peaks), *unfit]
 
 
 def first_call(thunk: Thunk, case: Case, expected: Sequence[check.Expected]) -> str:
@@ -204,13 +206,13 @@ def blank_row(case: Case, machine: Machine) -> Row:
         approximate=case.approximate,
         direction=case.direction,
         provider="",
-        metric=results.TIME,
+        metric=TIME,
         unit="us",
         value=None,
         status="skipped",
         device=machine.name,
         path=machine.path,
-        **results.context(),
+        **context(),
     )
 
 
@@ -222,11 +224,11 @@ def asked(about: Case | Row) -> tuple[Any, ...]:
 
 def answered(rows: Sequence[Row], machine: Machine) -> set[tuple[tuple[Any, ...], str]]:
     """(case, provider) pairs that need no second measurement: same device, commit and versions, and no failure."""
-    here = (machine.name, results.commit(), results.versions())
+    here = (machine.name, commit(), versions())
     return {
         (asked(row), row.provider)
         for row in rows
-        if row.metric == results.TIME and row.status != "failed" and (row.device, row.commit, row.versions) == here
+        if row.metric == TIME and row.status != "failed" and (row.device, row.commit, row.versions) == here
     }
 
 
@@ -235,9 +237,9 @@ def about(chosen: Sequence[Case], machine: Machine, output: Path) -> list[Row]:
     if not output.exists():
         return []
     wanted = {asked(case) for case in chosen}
-    here = (machine.name, results.commit())
-    rows = [row for row in results.read(output) if (row.device, row.commit) == here and asked(row) in wanted]
-    return results.latest(rows)
+    here = (machine.name, commit())
+    rows = [row for row in read_rows(output) if (row.device, row.commit) == here and asked(row) in wanted]
+    return latest_rows(rows)
 
 
 def memory_needed(case: Case) -> int:

@@ -23,14 +23,15 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from perf import analyse, cases, count, models, offline, results
+from perf import cases, models
 from perf.cases import Case
-from perf.figures import LAUNCHES, LIBRARY
-from perf.gpus import GPUS
-from perf.offline import META
 from perf.providers import BASELINE
-from perf.results import Row
-from perf.table import as_text, grouped
+from perf.rows import Row, append_row, context
+from perf.show.table import as_text, grouped
+from perf.static import analyse, count, offline
+from perf.static.gpus import GPUS
+from perf.static.metrics import LAUNCHES, LIBRARY
+from perf.static.offline import META
 from triton_gelu.core import dispatch as _ops
 from triton_gelu.ops import bias_gelu_transpose as _transpose
 
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Count, print; append rows where asked."""
     found = [row for target in args.target for case in WHOLE for row in rows(case, target)]
     for row in found if args.output else ():
-        results.append(args.output, row)
+        append_row(args.output, row)
     print(render(found))
     return 0
 
@@ -71,7 +72,7 @@ def rows(whole: Case, target: str) -> Iterator[Row]:
         mine = [replace(site, direction=direction) for site in found]
         for provider, cost in ((LIBRARY, functools.partial(ours, target=target)), (BASELINE, eager)):
             costs = [cost(site) for site in mine]
-            blank = replace(analyse.BLANK, **question(provider).fields(), **results.context())
+            blank = replace(analyse.BLANK, **question(provider).fields(), **context())
             note = f"{len(mine)} GELUs, {sum(site.elements for site in mine)} elements"
             for place, (metric, unit) in enumerate({TRAFFIC: "bytes", LAUNCHES: "launches"}.items()):
                 value = float(sum(each[place] for each in costs))

@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from perf import accuracy, compare, plot, results, table
-from perf.figures import HEADROOM, INSTRUCTIONS, LIBRARY
-from perf.gpus import GPUS
-from perf.results import DATA, ROOT, Row, UserError
+from perf.accuracy import ulp_errors
+from perf.rows import DATA, RATIO, ROOT, Row, UserError, latest_rows, read_rows
+from perf.show import compare, plot, table
+from perf.static.gpus import GPUS
+from perf.static.metrics import HEADROOM, INSTRUCTIONS, LIBRARY
 
 README = ROOT / "README.md"
 DOCUMENTS = (README, ROOT / "CONTRIBUTING.md")
@@ -30,7 +31,7 @@ FORMULAS = {"tanh": "tanh", "none": "exact", "sigmoid": "sigmoid"}
 WIDTH, SHAPE = "width 4096", (16384, 4096)  # the case of static figures
 SILICON = "kernel, worst silicon"
 ACCURACY = {  # line of the table: the providers it is the worst of
-    SILICON: tuple(accuracy.SIGNS),
+    SILICON: tuple(ulp_errors.SIGNS),
     "CPU path": ("triton_gelu, CPU",),
     "PyTorch": ("torch",),
 }
@@ -87,7 +88,7 @@ def stale_pictures() -> list[Path]:
 def pictured(name: str) -> list[Row]:
     """The rows that a picture shows."""
     file, shown = PICTURES[name]
-    return results.latest(filter(shown, committed(file)))
+    return latest_rows(filter(shown, committed(file)))
 
 
 def drawn_from(path: Path) -> str:
@@ -100,7 +101,7 @@ def drawn_from(path: Path) -> str:
 
 def committed(pattern: str) -> list[Row]:
     """The newest answers of the committed files of that name."""
-    return results.latest(row for file in sorted(DATA.glob(pattern)) for row in results.read(file))
+    return latest_rows(row for file in sorted(DATA.glob(pattern)) for row in read_rows(file))
 
 
 def static() -> Iterator[str]:
@@ -126,7 +127,7 @@ def headroom_cell(rows: Iterable[Row], target: str) -> str:
 
 def compilers() -> Iterator[str]:
     """Our headroom in bf16 on every GPU, a column a compiler."""
-    rows = [row for name in ("static.jsonl", "compilers.jsonl") for row in results.read(DATA / name)]
+    rows = [row for name in ("static.jsonl", "compilers.jsonl") for row in read_rows(DATA / name)]
     asked_for = (SHAPE, "bfloat16", LIBRARY, HEADROOM)
     found: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
@@ -145,14 +146,16 @@ def compilers() -> Iterator[str]:
 
 def errors() -> Iterator[str]:
     """The largest error in ulp, a line a road, a column a dtype."""
-    rows = [row for row in committed("accuracy.jsonl") if row.metric == accuracy.MAXIMUM and row.direction == "forward"]
+    rows = [
+        row for row in committed("accuracy.jsonl") if row.metric == ulp_errors.MAXIMUM and row.direction == "forward"
+    ]
     roads = {**ACCURACY, **{row.device: ("triton_gelu",) for row in rows if row.path == "Triton kernel"}}
     body = []
     for road, providers in roads.items():
         mine = [[row for row in rows if row.approximate == each and row.provider in providers] for each in FORMULAS]
-        cells = (" / ".join(worst(each, dtype) for each in mine) for dtype in accuracy.DTYPES.values())
+        cells = (" / ".join(worst(each, dtype) for each in mine) for dtype in ulp_errors.DTYPES.values())
         body.append([road, *cells])
-    yield from markdown([f"largest error in ulp: {' / '.join(FORMULAS.values())}", *accuracy.DTYPES], body)
+    yield from markdown([f"largest error in ulp: {' / '.join(FORMULAS.values())}", *ulp_errors.DTYPES], body)
 
 
 def worst(rows: Iterable[Row], dtype: torch.dtype) -> str:
@@ -185,7 +188,7 @@ def ratios(rows: Sequence[Row]) -> Iterator[str]:
     ways = list(dict.fromkeys(row.direction for row in rows))
 
     def cell(question: str, mine: str, rival: str, way: str) -> str:
-        value = found.get((mine, results.RATIO.format(rival), question, way))
+        value = found.get((mine, RATIO.format(rival), question, way))
         return "" if value is None else f"{value:.2f}"
 
     columns = [(*pair, way) for way in ways for pair in RATIOS]

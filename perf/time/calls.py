@@ -29,12 +29,14 @@ import triton
 from triton.compiler.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from perf import analyse, cases, measure, providers, readings, results, timing
+from perf import cases, providers
 from perf.cases import Case
-from perf.gpus import GPU, H100
-from perf.offline import DeviceModule, Driver, launches
-from perf.results import Row
-from perf.table import as_text
+from perf.rows import ROOT, Row, append_row
+from perf.show.table import as_text
+from perf.static import analyse
+from perf.static.gpus import GPU, H100
+from perf.static.offline import DeviceModule, Driver, launches
+from perf.time import measure, measured_rows, timing
 from triton_gelu.core import compat_torch as _seam
 
 SMALL = Case("small", (1, 64))
@@ -55,7 +57,7 @@ def lap(name, since):
     laps[name] = time.perf_counter() - since
 since = time.perf_counter(); import torch; lap("import torch", since)
 since = time.perf_counter(); import triton_gelu; lap("import triton_gelu", since)
-from perf import calls
+from perf.time import calls
 x, bias = torch.randn(calls.SMALL.shape, requires_grad=True), torch.randn(calls.SMALL.bias_length, requires_grad=True)
 with calls.unlaunched(calls.H100):
     since = time.perf_counter(); y = triton_gelu.bias_gelu(x, bias); lap("first forward", since)
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     rows = [*cold_starts(args.starts), *kernels(MODELS), *times(args.seconds)]
     for row in rows if args.output else ():
-        results.append(args.output, row)
+        append_row(args.output, row)
     lines = [
         [row.kind, row.case, row.direction.replace("_", " + "), row.provider, row.metric, f"{row.value:.3g} {row.unit}"]
         for row in rows
@@ -102,7 +104,7 @@ def times(seconds: float) -> Iterator[Row]:
                 for _ in range(3):  # a kernel is compiled, loaded and launched
                     thunk()
             samples = timing.interleaved(thunks, threads=1, budget_s=seconds / len(cases.DIRECTIONS))
-        yield from readings.rows(case, blank(case, "measured"), samples, {})
+        yield from measured_rows.rows(case, blank(case, "measured"), samples, {})
 
 
 def cold_starts(count: int) -> Iterator[Row]:
@@ -120,7 +122,7 @@ def cold_start() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "TRITON_CACHE_DIR": folder}
         command = [sys.executable, "-W", "ignore", "-c", COLD_START]
-        done = subprocess.run(command, env=environment, cwd=results.ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
     laps: dict[str, float] = json.loads(done.stdout)
     return laps
 

@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from perf import results
 from perf.cases import Case
 from perf.providers import RIVALS, expression
-from perf.results import COPY, Row
+from perf.rows import COPY, COPY_SHARE, PEAK_MEMORY, RATIO, THROUGHPUT, TIME, Row
 
 MIB = 2**20
 MEMORY_SOURCES = {"CPU path": "torch.profiler", "Triton kernel": "torch.cuda.max_memory_allocated"}
@@ -26,7 +25,7 @@ def rows(case: Case, blank: Row, samples: Mapping[str, Sequence[float]], peaks: 
         row = replace(blank, provider=name, status="ok", value=0.0)
         if name in peaks:
             note = f"above the inputs; {MEMORY_SOURCES[row.path]}"
-            yield replace(row, metric=results.PEAK_MEMORY, unit="MiB", value=peaks[name] / MIB, note=note)
+            yield replace(row, metric=PEAK_MEMORY, unit="MiB", value=peaks[name] / MIB, note=note)
         for rival in RIVALS.get(name, ()):
             if rival in samples:
                 yield ratio(row, rival, seconds, samples[rival])
@@ -46,14 +45,14 @@ def copied_bytes(case: Case) -> int:
 def time(row: Row, seconds: Sequence[float], note: str) -> Row:
     """Median time of a call."""
     low, median, high = (each / MICRO for each in spread(seconds))
-    return replace(row, metric=results.TIME, unit="us", value=median, low=low, high=high, note=note)
+    return replace(row, metric=TIME, unit="us", value=median, low=low, high=high, note=note)
 
 
 def throughput(row: Row, moved: int, seconds: Sequence[float]) -> Row:
     """Bytes that have to move over the time it took."""
     low, median, high = (moved / each / GIGA for each in reversed(spread(seconds)))
     note = f"{moved} bytes, each tensor once"
-    return replace(row, metric=results.THROUGHPUT, unit="GB/s", value=median, low=low, high=high, note=note)
+    return replace(row, metric=THROUGHPUT, unit="GB/s", value=median, low=low, high=high, note=note)
 
 
 def share(speed: Row, copy: float) -> Row:
@@ -61,7 +60,7 @@ def share(speed: Row, copy: float) -> Row:
     assert speed.value is not None
     note = f"of {copy:.4g} GB/s, a copy of the same tensor in the same run"
     value = 100 * speed.value / copy
-    return replace(speed, metric=results.COPY_SHARE, unit="%", value=value, low=None, high=None, note=note)
+    return replace(speed, metric=COPY_SHARE, unit="%", value=value, low=None, high=None, note=note)
 
 
 def ratio(row: Row, rival: str, seconds: Sequence[float], others: Sequence[float]) -> Row:
@@ -72,7 +71,7 @@ def ratio(row: Row, rival: str, seconds: Sequence[float], others: Sequence[float
     fastest, other = min(seconds), min(others)
     note = f"{fastest / MICRO:.4g} us over {other / MICRO:.4g} us, the fastest of {len(seconds)}"
     value = fastest / other
-    return replace(row, metric=results.RATIO.format(rival), unit="1", value=value, low=low, high=high, note=note)
+    return replace(row, metric=RATIO.format(rival), unit="1", value=value, low=low, high=high, note=note)
 
 
 def spread(samples: Sequence[float]) -> tuple[float, float, float]:

@@ -34,7 +34,7 @@ COPY = "copy"  # the provider of the bandwidth that the others are held against
 RATIO = "ratio to {}"  # of times, to another provider's
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "perf" / "results"  # of this machine's own rows
+RESULTS = ROOT / "perf" / "results"  # of this machine's own rows
 DATA = ROOT / "perf" / "data"  # of those that are committed
 SOURCES = ("triton_gelu", "perf")
 QUESTION = (
@@ -92,7 +92,7 @@ class Row:
         object.__setattr__(self, "shape", tuple(self.shape))
 
 
-def append(path: Path | str, row: Row) -> None:
+def append_row(path: Path | str, row: Row) -> None:
     """Add one row, creating file and folders on the way. A last line torn by a crash is dropped first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def _drop_torn_line(path: Path) -> None:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def read(path: Path | str) -> list[Row]:
+def read_rows(path: Path | str) -> list[Row]:
     """All rows of a file, oldest first. Raises `UserError` naming the line that is not a row."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
@@ -137,13 +137,13 @@ def question(row: Row) -> tuple[Any, ...]:
     return tuple(getattr(row, name) for name in QUESTION)
 
 
-def latest(rows: Iterable[Row]) -> list[Row]:
+def latest_rows(rows: Iterable[Row]) -> list[Row]:
     """The newest answer to each question, in the order the questions were first asked."""
     return list({question(row): row for row in rows}.values())
 
 
 def context() -> dict[str, Any]:
-    """`time`, `versions`, `commit` and `run` of a row made now: `Row(..., **results.context())`."""
+    """`time`, `versions`, `commit` and `run` of a row made now: `Row(..., **context())`."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),

@@ -12,10 +12,9 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from perf import results
-from perf.plot import GREY, PROVIDER_COLOURS, PURPLE, head, human, origin, style
-from perf.results import COPY, Row
-from perf.table import grouped, titled
+from perf.rows import COPY, THROUGHPUT, Row
+from perf.show.plot import GREY, PROVIDER_COLOURS, PURPLE, head, human, origin, style
+from perf.show.table import grouped, titled
 
 Topic = tuple[str, str, str]
 
@@ -30,7 +29,7 @@ MARKERS = {"eager": "o", "torch.compile": "s", "triton_gelu": "^", "triton_gelu 
 
 def draw(rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
     """One figure a device."""
-    speeds = [row for row in rows if row.metric == results.THROUGHPUT]
+    speeds = [row for row in rows if row.metric == THROUGHPUT]
     devices = grouped(speeds, lambda row: row.device)
     for number, mine in enumerate(devices.values(), start=1):
         yield "throughput" if number == 1 else f"throughput-{number}", throughput(mine)

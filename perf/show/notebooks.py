@@ -16,7 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from perf.progress import progress
-from perf.results import ROOT
+from perf.rows import ROOT
 
 FOLDER = ROOT / "notebooks"
 CELL_S = 120  # most that a cell may take

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from perf.figures import (
+from perf.rows import Row
+from perf.show.table import as_text, grouped
+from perf.static.gpus import GPUS
+from perf.static.metrics import (
     BYTES,
     HEADROOM,
     IN_FLIGHT,
@@ -18,9 +21,6 @@ from perf.figures import (
     WARPS,
     WIDTH,
 )  # fmt: skip
-from perf.gpus import GPUS
-from perf.results import Row
-from perf.table import as_text, grouped
 
 LEGEND = """\
 Static: compiled offline, never run. Counts are per element, the sum that finishes a bias gradient included.

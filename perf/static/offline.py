@@ -23,8 +23,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from perf.gpus import GPU
-from perf.results import UserError
+from perf.rows import UserError
+from perf.static.gpus import GPU
 
 META = torch.device("meta")
 Call = Callable[[], object]
