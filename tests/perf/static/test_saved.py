@@ -18,7 +18,7 @@ from perf.static.metrics import LIBRARY
 from perf.static.offline import META
 from triton_gelu import fuse
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_sites_of_a_model_are_its_gelus() -> None:
