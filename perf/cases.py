@@ -226,7 +226,7 @@ def full() -> tuple[Case, ...]:
 
 
 def targets() -> tuple[Case, ...]:
-    """The cases the CPU path's goals are stated for."""
+    """The cases the CPU backend's goals are stated for."""
     return product((mlp(TINY, batch=4), SMALLEST), approximates=("tanh", "none"), directions=DIRECTIONS)
 
 

@@ -1,7 +1,7 @@
 """One result is one self-contained row of a JSONL file that only ever grows.
 
 A row can be read alone: it carries what was asked (case, provider), what came out (metric, value, spread) and
-where it comes from (device, path, versions, commit, time). Measuring, analysing and drawing meet only here.
+where it comes from (device, backend, versions, commit, time). Measuring, analysing and drawing meet only here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from typing import Any
 KINDS = ("measured", "static", "accuracy")
 DIRECTIONS = ("forward", "backward", "forward_backward", "double_backward")
 STATUSES = ("ok", "skipped", "failed")
-PATHS = ("CPU path", "Triton kernel", "compiled offline", "launch left out", "interpreter")
+CPU_BACKEND = "CPU"
+KERNEL_BACKEND = "Triton kernel"
+OFFLINE = "compiled offline"
+BACKENDS = (CPU_BACKEND, KERNEL_BACKEND, OFFLINE, "launch left out", "interpreter")
+OLD_BACKENDS = {"CPU path": CPU_BACKEND}  # what rows said whose field was named `path`
 
 # The metrics of measured rows.
 TIME = "time"
@@ -38,7 +42,7 @@ RESULTS = ROOT / "perf" / "results"  # of this machine's own rows
 DATA = ROOT / "perf" / "data"  # of those that are committed
 SOURCES = ("triton_gelu", "perf")
 QUESTION = (
-    "kind", "case", "shape", "dim", "dtype", "approximate", "direction", "provider", "metric", "device", "path",
+    "kind", "case", "shape", "dim", "dtype", "approximate", "direction", "provider", "metric", "device", "backend",
 )  # fmt: skip
 VERSIONED = ("torch", "triton", "triton_gelu")
 
@@ -52,7 +56,7 @@ class Row:
     """One number and everything needed to read it alone.
 
     `dim` is the dimension the bias runs along (None: no bias). `low` and `high` are the 20 % and 80 % quantiles,
-    or None where nothing was repeated. `path` is the road `triton_gelu` takes on that device. A row whose status
+    or None where nothing was repeated. `backend` is what `triton_gelu` computes with on that device. A row whose status
     is not "ok" has `value` None and says why in `note`.
     """
 
@@ -72,7 +76,7 @@ class Row:
     status: str = "ok"
     note: str = ""
     device: str = ""
-    path: str = "CPU path"
+    backend: str = CPU_BACKEND
     time: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str = ""
@@ -83,7 +87,7 @@ class Row:
             ("kind", KINDS),
             ("direction", DIRECTIONS),
             ("status", STATUSES),
-            ("path", PATHS),
+            ("backend", BACKENDS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}; got {getattr(self, name)!r}")
@@ -124,12 +128,21 @@ def read_rows(path: Path | str) -> list[Row]:
         if not line.endswith("\n"):  # torn while it was written: the next append drops it
             break
         try:
-            rows.append(Row(**json.loads(line)))
+            rows.append(parse_row(line))
         except (TypeError, ValueError) as problem:
             raise UserError(
                 f"{path}:{number}: not a result row ({problem}); remove the line, or take the file's own version"
             ) from problem
     return rows
+
+
+def parse_row(line: str) -> Row:
+    """The row of a line; one from before `backend` was the field's name is understood, too."""
+    fields = json.loads(line)
+    if "path" in fields:
+        old = fields.pop("path")
+        fields["backend"] = OLD_BACKENDS.get(old, old)
+    return Row(**fields)
 
 
 def question(row: Row) -> tuple[Any, ...]:

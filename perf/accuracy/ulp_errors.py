@@ -1,11 +1,11 @@
-"""Errors of GELU and its derivative against the truth: ours on each road, PyTorch's, and the textbook's.
+"""Errors of GELU and its derivative against the truth: ours on each backend, PyTorch's, and the textbook's.
 
 Every float16 and bfloat16 number is tried, and float32 numbers over the whole range. Errors are in ulp of the result;
 those of the derivative in ulp of the largest term of the sum that it is, since what cancels there can't be had back.
 Results below 2^-120 may be flushed to zero and do not count.
 
 The kernel's columns are computed in Triton's interpreter; "high" and "low" have its approximate instructions off by
-the most that is documented, which stands for silicon.
+the most that is documented, which stands for a GPU.
 
 examples:
   python -m perf accuracy
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from perf.accuracy import instruction_errors, truth
-from perf.rows import RESULTS, Row, UserError, append_row, context, latest_rows, read_rows
+from perf.rows import CPU_BACKEND, KERNEL_BACKEND, RESULTS, Row, UserError, append_row, context, latest_rows, read_rows
 from perf.show.table import as_text
 
 Function = Callable[[Tensor, str], Tensor]
@@ -50,7 +50,7 @@ EDGES = torch.linspace(-14.0, 6.0, 81).tolist()
 
 
 def ours(x: Tensor, approximate: str) -> Tensor:
-    """The public function, on whatever road this process takes."""
+    """The public function, by whatever backend this process has."""
     import triton_gelu
 
     return triton_gelu.gelu(x, approximate=approximate)  # type: ignore[arg-type]
@@ -131,9 +131,9 @@ def rows(dtype_name: str, approximate: str, direction: str, device: torch.device
     dtype = DTYPES[dtype_name]
     x = points(dtype).to(device)
     u = x.cpu().double()
-    name, path = ("Triton interpreter", "interpreter") if INTERPRETED else ("CPU", "CPU path")
+    name, backend = ("Triton interpreter", "interpreter") if INTERPRETED else ("CPU", CPU_BACKEND)
     if device.type != "cpu":
-        name, path = torch.cuda.get_device_name(device), "Triton kernel"
+        name, backend = torch.cuda.get_device_name(device), KERNEL_BACKEND
     for provider, function in functions(approximate, device).items():
         with (
             instruction_errors.approximate(SIGNS.get(provider, 0)),
@@ -167,7 +167,7 @@ def rows(dtype_name: str, approximate: str, direction: str, device: torch.device
                 value=float(value),
                 note=remark,
                 device=name,
-                path=path,
+                backend=backend,
                 **context(),
             )
 

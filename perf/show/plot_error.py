@@ -20,7 +20,7 @@ LOOKS: Mapping[str, tuple[str, str, str, float]] = {  # provider: label, colour,
     "tanh.approx": ("textbook on tanh.approx", GREY, "-", 1.4),
     "torch.compile": ("torch.compile", SKY, "--", 1.6),
     "torch": ("torch", BLUE, "-", 1.6),
-    f"{KERNEL}, high": ("triton_gelu kernel, worst silicon", VERMILION, "-", 2.2),
+    f"{KERNEL}, high": ("triton_gelu kernel, worst case", VERMILION, "-", 2.2),
 }
 FORMULAS = {"tanh": "tanh", "none": "exact (erf)", "sigmoid": "sigmoid (quick)"}
 LEAST = 0.5  # a result that is rounded correctly is off by this much or less

@@ -12,7 +12,7 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from perf.rows import COPY, THROUGHPUT, Row
+from perf.rows import COPY, CPU_BACKEND, THROUGHPUT, Row
 from perf.show.plot import GREY, PROVIDER_COLOURS, PURPLE, head, human, origin, style
 from perf.show.table import grouped, titled
 
@@ -45,7 +45,7 @@ def throughput(rows: Sequence[Row]) -> Figure:
     with style():
         figure = Figure(figsize=inches)
         grid = GridSpec(lines, columns, figure, **margins(*inches), wspace=0.1, hspace=0.5)
-        head(figure, f"GELU with bias, measured: {road(rows[0])}", origin(rows))
+        head(figure, f"GELU with bias, measured: {what_ran(rows[0])}", origin(rows))
         legend(figure, rows)
         first: Axes | None = None
         for topic, (line, start, width) in places.items():
@@ -82,9 +82,9 @@ def margins(width: float, height: float) -> dict[str, float]:
     }
 
 
-def road(row: Row) -> str:
+def what_ran(row: Row) -> str:
     """What ran, in words nobody can take for something else."""
-    return "CPU path (no Triton kernel ran)" if row.path == "CPU path" else row.path
+    return "CPU backend (no Triton kernel ran)" if row.backend == CPU_BACKEND else row.backend
 
 
 def panel(axis: Axes, topic: Topic, rows: Sequence[Row]) -> None:

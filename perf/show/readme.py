@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from perf.accuracy import ulp_errors
-from perf.rows import DATA, RATIO, ROOT, Row, UserError, latest_rows, read_rows
+from perf.rows import DATA, KERNEL_BACKEND, RATIO, ROOT, Row, UserError, latest_rows, read_rows
 from perf.show import compare, plot, table
 from perf.static.gpus import GPUS
 from perf.static.metrics import HEADROOM, INSTRUCTIONS, LIBRARY
@@ -29,10 +29,10 @@ DOCUMENTS = (README, ROOT / "CONTRIBUTING.md")
 BLOCK = re.compile(r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FORMULAS = {"tanh": "tanh", "none": "exact", "sigmoid": "sigmoid"}
 WIDTH, SHAPE = "width 4096", (16384, 4096)  # the case of static figures
-SILICON = "kernel, worst silicon"
+WORST_KERNEL = "kernel, worst case"
 ACCURACY = {  # line of the table: the providers it is the worst of
-    SILICON: tuple(ulp_errors.SIGNS),
-    "CPU path": ("triton_gelu, CPU",),
+    WORST_KERNEL: tuple(ulp_errors.SIGNS),
+    "CPU": ("triton_gelu, CPU",),
     "PyTorch": ("torch",),
 }
 PICTURES: Mapping[str, tuple[str, Callable[[Row], bool]]] = {  # picture: file of rows, which of them
@@ -145,16 +145,16 @@ def compilers() -> Iterator[str]:
 
 
 def errors() -> Iterator[str]:
-    """The largest error in ulp, a line a road, a column a dtype."""
+    """The largest error in ulp, a line a backend, a column a dtype."""
     rows = [
         row for row in committed("accuracy.jsonl") if row.metric == ulp_errors.MAXIMUM and row.direction == "forward"
     ]
-    roads = {**ACCURACY, **{row.device: ("triton_gelu",) for row in rows if row.path == "Triton kernel"}}
+    backends = {**ACCURACY, **{row.device: ("triton_gelu",) for row in rows if row.backend == KERNEL_BACKEND}}
     body = []
-    for road, providers in roads.items():
+    for backend, providers in backends.items():
         mine = [[row for row in rows if row.approximate == each and row.provider in providers] for each in FORMULAS]
         cells = (" / ".join(worst(each, dtype) for each in mine) for dtype in ulp_errors.DTYPES.values())
-        body.append([road, *cells])
+        body.append([backend, *cells])
     yield from markdown([f"largest error in ulp: {' / '.join(FORMULAS.values())}", *ulp_errors.DTYPES], body)
 
 
@@ -174,7 +174,7 @@ def cpu() -> Iterator[str]:
 
 def gpu() -> Iterator[str]:
     """Times over PyTorch's on every GPU that somebody sent rows of."""
-    rows = [row for row in committed("gpu-*.jsonl") if row.kind == "measured" and row.path == "Triton kernel"]
+    rows = [row for row in committed("gpu-*.jsonl") if row.kind == "measured" and row.backend == KERNEL_BACKEND]
     if not rows:
         yield "**Measured on a GPU: nothing yet.** Nobody has sent the rows that `make gpu` makes yet."
     for mine in table.grouped(rows, lambda row: row.device).values():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from perf.providers import PROVIDERS
-from perf.rows import COPY, COPY_SHARE, PEAK_MEMORY, RATIO, TIME, Row
+from perf.rows import COPY, COPY_SHARE, CPU_BACKEND, PEAK_MEMORY, RATIO, TIME, Row
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -20,15 +20,15 @@ RATIOS = {  # heading: provider, rival
 LEGEND = """\
 Times are medians; the share is of the bandwidth that a copy of the same tensor reached. Ratios: our fastest time
 over PyTorch's, eager to eager and compiled to compiled. MiB: the most a call allocates, eager -> triton_gelu."""
-CPU_PATH = "CPU path: no Triton kernel ran."
+NO_KERNEL = "CPU backend: no Triton kernel ran."
 
 
 def render(rows: Iterable[Row], *, markdown: bool = False) -> str:
     """The rows as text: a part a device, a table a formula, dtype and direction, a line a case."""
     layout = as_markdown if markdown else as_text
     parts: list[str] = []
-    for (device, path), mine in grouped(rows, lambda row: (row.device, row.path)).items():
-        heading = f"{CPU_PATH} {device}" if path == "CPU path" else f"{path}. {device}"
+    for (device, backend), mine in grouped(rows, lambda row: (row.device, row.backend)).items():
+        heading = f"{NO_KERNEL} {device}" if backend == CPU_BACKEND else f"{backend}. {device}"
         parts += [f"**{heading}** " if markdown else heading, f"{provenance(mine)}\n", f"{LEGEND}\n"]
         for (formula, dtype, direction), group in grouped(mine, _topic).items():
             parts.append(layout(titled(formula, dtype, direction), *lines(group)))

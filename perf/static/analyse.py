@@ -29,7 +29,7 @@ import triton
 from perf import cases
 from perf.cases import Case, product
 from perf.progress import progress
-from perf.rows import Row, UserError, append_row, context
+from perf.rows import OFFLINE, Row, UserError, append_row, context
 from perf.show.table_static import render
 from perf.static import comparisons
 from perf.static.count import Counted, count
@@ -72,7 +72,7 @@ def baseline() -> tuple[Case, ...]:
 SETS = {"budget": budget, "baseline": baseline}
 
 
-BLANK = Row("static", "", (), None, "", "", "forward", "", "", "", None, status="skipped", path="compiled offline")
+BLANK = Row("static", "", (), None, "", "", "forward", "", "", "", None, status="skipped", backend=OFFLINE)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def subjects(case: Case) -> dict[str, Call]:
 
 
 def library(case: Case) -> Call:
-    """The library's call, by the road that launches kernels."""
+    """The library's call, by the backend that launches kernels."""
     x = torch.empty(case.shape, dtype=case.torch_dtype, device=META)
     bias = None if case.dim is None else torch.empty(case.bias_length, dtype=case.torch_dtype, device=META)
     dim = 0 if case.dim is None else case.dim % len(case.shape)

@@ -1,7 +1,7 @@
 """What a call costs before its kernel runs: Python's time, a cold start, and how many kernels a model compiles.
 
 No GPU is needed, and none is timed. The time of a call is that of `F.gelu(x + b)` on CPU tensors against ours on the
-road of kernels, whose last step, Triton's `run`, does nothing: it is our share of a call, plus what Triton does in
+backend of kernels, whose last step, Triton's `run`, does nothing: it is our share of a call, plus what Triton does in
 Python. A cold start is timed in new processes whose Triton cache is empty; its kernels are compiled for an H100.
 Kernels are counted as Triton's own cache tells them apart.
 
@@ -31,7 +31,7 @@ from triton.runtime.jit import JITFunction
 
 from perf import cases, providers
 from perf.cases import Case
-from perf.rows import ROOT, Row, append_row
+from perf.rows import OFFLINE, ROOT, Row, append_row
 from perf.show.table import as_text
 from perf.static import analyse
 from perf.static.gpus import GPU, H100
@@ -140,7 +140,7 @@ def kernels(models: Mapping[str, Sequence[Case]]) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def unlaunched(gpu: GPU) -> Iterator[None]:
-    """CPU tensors take the road of kernels, which are compiled for `gpu`; but what should launch one does nothing."""
+    """CPU tensors take the backend of kernels, which are compiled for `gpu`; but what should launch one does nothing."""
     run = JITFunction.run
 
     def compile_only(kernel: object, *args: object, grid: object, warmup: bool, **kwargs: object) -> object:
@@ -171,5 +171,5 @@ class _Driver(Driver):
 def blank(case: Case, kind: str) -> Row:
     """A row about the case that has no provider and no answer yet."""
     machine = measure.Machine(torch.device("cpu"), threads=1, seconds=0.0)
-    path = "launch left out" if kind == "measured" else "compiled offline"
-    return replace(measure.blank_row(case, machine), kind=kind, path=path, provider="triton_gelu")
+    backend = "launch left out" if kind == "measured" else OFFLINE
+    return replace(measure.blank_row(case, machine), kind=kind, backend=backend, provider="triton_gelu")

@@ -6,7 +6,7 @@ cannot be avoided; its share is that of a copy of the same tensor in the same ru
 
 examples:
   python -m perf measure                                  the quick set; again: go on, or print what is there
-  python -m perf measure --set targets --threads 1        the cases the CPU path's goals are stated for
+  python -m perf measure --set targets --threads 1        the cases the CPU backend's goals are stated for
   python -m perf measure --shape 8,1500,5120 --dtype bf16 --approximate none
   python -m perf measure --shape 8,384,3000 --dim 1 --direction forward_backward --provider triton_gelu
   python -m perf measure --set full --approximate tanh --output mine.jsonl --plot
@@ -34,7 +34,21 @@ from perf import cases, providers
 from perf.cases import Case
 from perf.progress import progress
 from perf.providers import COMPILED, Provider, Thunk
-from perf.rows import COPY, RESULTS, TIME, Row, UserError, append_row, commit, context, latest_rows, read_rows, versions
+from perf.rows import (
+    COPY,
+    CPU_BACKEND,
+    KERNEL_BACKEND,
+    RESULTS,
+    TIME,
+    Row,
+    UserError,
+    append_row,
+    commit,
+    context,
+    latest_rows,
+    read_rows,
+    versions,
+)
 from perf.show import report, table
 from perf.time import check, measured_rows, timing
 
@@ -62,8 +76,8 @@ class Machine:
         return f"CPU: {cpu_name()}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     @property
-    def path(self) -> str:
-        return "Triton kernel" if self.device.type == "cuda" else "CPU path"
+    def backend(self) -> str:
+        return KERNEL_BACKEND if self.device.type == "cuda" else CPU_BACKEND
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -211,7 +225,7 @@ def blank_row(case: Case, machine: Machine) -> Row:
         value=None,
         status="skipped",
         device=machine.name,
-        path=machine.path,
+        backend=machine.backend,
         **context(),
     )
 
@@ -273,7 +287,7 @@ def chosen_device(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: only cpu and cuda (ROCm too) can be timed so far")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: PyTorch sees no GPU; leave --device out to measure the CPU path")
+        raise UserError(f"--device {name}: PyTorch sees no GPU; leave --device out to measure the CPU backend")
     return device
 
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from perf.cases import Case
 from perf.providers import RIVALS, expression
-from perf.rows import COPY, COPY_SHARE, PEAK_MEMORY, RATIO, THROUGHPUT, TIME, Row
+from perf.rows import COPY, COPY_SHARE, CPU_BACKEND, KERNEL_BACKEND, PEAK_MEMORY, RATIO, THROUGHPUT, TIME, Row
 
 MIB = 2**20
-MEMORY_SOURCES = {"CPU path": "torch.profiler", "Triton kernel": "torch.cuda.max_memory_allocated"}
+MEMORY_SOURCES = {CPU_BACKEND: "torch.profiler", KERNEL_BACKEND: "torch.cuda.max_memory_allocated"}
 GIGA, MICRO = 1e9, 1e-6
 
 
@@ -24,7 +24,7 @@ def rows(case: Case, blank: Row, samples: Mapping[str, Sequence[float]], peaks: 
     for name, seconds in samples.items():
         row = replace(blank, provider=name, status="ok", value=0.0)
         if name in peaks:
-            note = f"above the inputs; {MEMORY_SOURCES[row.path]}"
+            note = f"above the inputs; {MEMORY_SOURCES[row.backend]}"
             yield replace(row, metric=PEAK_MEMORY, unit="MiB", value=peaks[name] / MIB, note=note)
         for rival in RIVALS.get(name, ()):
             if rival in samples:
@@ -66,7 +66,7 @@ def share(speed: Row, copy: float) -> Row:
 def ratio(row: Row, rival: str, seconds: Sequence[float], others: Sequence[float]) -> Row:
     """Fastest time over the rival's fastest; the quantiles are those of ratios within a round, where rounds pair."""
     low = high = None
-    if row.path == "CPU path":
+    if row.backend == CPU_BACKEND:
         low, _, high = spread([mine / other for mine, other in zip(seconds, others, strict=True)])
     fastest, other = min(seconds), min(others)
     note = f"{fastest / MICRO:.4g} us over {other / MICRO:.4g} us, the fastest of {len(seconds)}"

@@ -46,6 +46,14 @@ def test_a_row_says_what_it_is_or_is_refused() -> None:
         replace(ROW, value=None)
 
 
+def test_a_row_from_before_backend_was_the_name_is_understood(tmp_path: Path) -> None:
+    append_row(tmp_path / "rows.jsonl", ROW)
+    line = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(line.replace('"backend": "CPU"', '"path": "CPU path"'))
+    assert "backend" not in (tmp_path / "rows.jsonl").read_text()
+    assert read_rows(tmp_path / "rows.jsonl") == [ROW]
+
+
 def test_only_the_newest_answer_to_a_question_counts() -> None:
     newer, other = replace(ROW, value=8.0), replace(ROW, provider="triton_gelu")
     assert latest_rows([ROW, other, newer]) == [newer, other]

@@ -45,7 +45,7 @@ def test_compare_takes_static_rows_exactly_and_only_of_one_triton(
         metric="instructions",
         low=None,
         high=None,
-        path="compiled offline",
+        backend="compiled offline",
         versions={"triton": "3.9"},
     )
     assert compared(tmp_path, [static], [replace(static, value=10.01)]) == 1

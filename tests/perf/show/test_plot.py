@@ -22,7 +22,7 @@ def test_pictures_are_drawn_from_rows_and_say_what_ran(tmp_path: Path) -> None:
     plot.write(measured_rows(), tmp_path / "rows.svg")
     ((name, figure),) = plot_of(measured_rows())
     assert name == "throughput"
-    assert "CPU path (no Triton kernel ran)" in figure.get_suptitle()
+    assert "CPU backend (no Triton kernel ran)" in figure.get_suptitle()
     assert [axis.get_title(loc="left") for axis in figure.axes] == [
         "tanh, float32, forward",
         "exact (none), float32, forward",

@@ -67,7 +67,7 @@ def test_the_rows_of_whole_models_say_what_is_saved_and_that_nothing_ran(tmp_pat
     assert done.returncode == 0, done.stderr
     assert "Static" in done.stdout
     rows = read_rows(path)
-    assert {(row.kind, row.path, row.status) for row in rows} == {("static", "compiled offline", "ok")}
+    assert {(row.kind, row.backend, row.status) for row in rows} == {("static", "compiled offline", "ok")}
     values = {(row.case, row.direction, row.metric, row.provider): row.value or 0.0 for row in rows}
     for (case, direction, metric, provider), value in values.items():
         if provider == LIBRARY:

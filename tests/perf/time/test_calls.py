@@ -1,4 +1,4 @@
-"""What a call costs before its kernel runs: timed on the road of kernels, counted as Triton counts."""
+"""What a call costs before its kernel runs: timed on the backend of kernels, counted as Triton counts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_call_is_timed_up_to_its_launch_and_kernels_are_not_compiled_for_each_
     ratios = [row for row in rows if row.metric == RATIO.format("eager")]
     assert [row.direction for row in ratios] == ["forward", "forward_backward"]
     assert all(row.value for row in ratios)
-    assert {row.path for row in rows if row.kind == "measured"} == {"launch left out"}
+    assert {row.backend for row in rows if row.kind == "measured"} == {"launch left out"}
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_rows_of_a_case_agree_with_each_other(tmp_path: Path) -> None:
     assert 0.2 < ratio.value < 5
     assert ratio.low <= ratio.high
     assert "F.gelu(x + b, approximate='tanh')" in time.note
-    assert {row.path for row in found.values()} == {"CPU path"}
+    assert {row.backend for row in found.values()} == {"CPU"}
     assert all("thread" in row.device for row in found.values())
 
 
