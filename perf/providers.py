@@ -28,7 +28,7 @@ def eager(case: Case) -> Call:
     """What a PyTorch user writes: `F.gelu(x + b)`, or `F.gelu(F.linear(x, w, b))`."""
     if case.model:
         return models.call(models.MODELS[case.model].plain(case.shape, case.approximate))  # type: ignore[arg-type]
-    gelu = quick_gelu if case.approximate == "sigmoid" else functools.partial(F.gelu, approximate=case.approximate)
+    gelu = in_pytorch(case.approximate)
     if case.in_features is not None:
         return lambda x, weight, bias: gelu(F.linear(x, weight, bias))
     if case.dim is None:
@@ -66,6 +66,20 @@ def quick_gelu(u: Tensor) -> Tensor:
     return u * torch.sigmoid(QUICK_GELU_SLOPE * u)
 
 
+IN_PYTORCH: Mapping[str, tuple[Callable[[Tensor], Tensor], str]] = {  # formula: what its user calls, and writes
+    "tanh": (functools.partial(F.gelu, approximate="tanh"), "F.gelu({u}, approximate='tanh')"),
+    "none": (functools.partial(F.gelu, approximate="none"), "F.gelu({u}, approximate='none')"),
+    "sigmoid": (quick_gelu, f"u * torch.sigmoid({QUICK_GELU_SLOPE} * u) with u = {{u}}"),
+}
+
+
+def in_pytorch(approximate: str) -> Callable[[Tensor], Tensor]:
+    """A formula as a user of PyTorch would write it, which ours is held against."""
+    if approximate not in IN_PYTORCH:
+        raise ValueError(f"nobody said how PyTorch's users write {approximate!r}: add it to IN_PYTORCH in {__file__}")
+    return IN_PYTORCH[approximate][0]
+
+
 BASELINE = "eager"
 PROVIDERS: Mapping[str, Provider] = {
     BASELINE: eager,
@@ -98,10 +112,8 @@ def expression(case: Case) -> str:
     if case.model:
         return f"{case.model} of PyTorch's layers"
     u = "F.linear(x, w, b)" if case.in_features else "x" if case.dim is None else "x + b"
-    if case.approximate == "sigmoid":
-        return f"u * torch.sigmoid({QUICK_GELU_SLOPE} * u) with u = {u}"
     then = ".transpose(1, 2) + position" if case.transposed else ""
-    return f"F.gelu({u}, approximate={case.approximate!r}){then}"
+    return IN_PYTORCH[case.approximate][1].format(u=u) + then
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The polynomials of triton_gelu/_formulas.py, fitted: `python -m perf fit` prints them and their errors.
+"""The polynomials of triton_gelu/formulas/device.py, fitted: `python -m perf fit` prints them and their errors.
 
 Each is a minimax fit: weighted least squares whose weights grow where the error is largest (C. L. Lawson, 1961), until
 the largest error is as small as it can be. Then the coefficients are rounded to float32 one after another, from the
@@ -11,17 +11,16 @@ import argparse
 import ast
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import mpmath
 import numpy as np
 import numpy.typing as npt
 
-from triton_gelu.formulas import device as formulas
+from perf import library
 
 Array = npt.NDArray[np.float64]
 
-FORMULAS = Path(formulas.__file__)
+formulas, FORMULAS_FILE = library.kernel_formulas()
 POINTS = 500
 ROUNDS = 120  # of reweighting
 
@@ -123,8 +122,8 @@ def all_fits() -> list[Fit]:
 
 
 def in_the_file() -> list[tuple[float, ...]]:
-    """The coefficients of _formulas.py: its tuples of numbers, in order."""
-    tuples = [node for node in ast.walk(ast.parse(FORMULAS.read_text())) if isinstance(node, ast.Tuple)]
+    """The coefficients of formulas/device.py: its tuples of numbers, in order."""
+    tuples = [node for node in ast.walk(ast.parse(FORMULAS_FILE.read_text())) if isinstance(node, ast.Tuple)]
     found = []
     for node in sorted(tuples, key=lambda node: node.lineno):
         try:

@@ -1,4 +1,4 @@
-"""Triton's interpreter with its approximate instructions off by the most that is documented: the worst GPU there may be.
+"""Triton's interpreter with its approximate instructions off by the most that is documented: the worst of all GPUs.
 
 PTX ISA: ex2.approx.ftz.f32 is within 2^-22 and flushes subnormal results to zero; rcp.approx.ftz.f32 and
 div.approx.f32 are within 2^-22, which is two ulp.

@@ -22,7 +22,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,13 +31,13 @@ import torch
 from torch import Tensor
 
 from perf.accuracy import instruction_errors, truth
+from perf.library import DTYPES, FORMULAS
+from perf.providers import in_pytorch
 from perf.rows import CPU_BACKEND, KERNEL_BACKEND, RESULTS, Row, UserError, append_row, context, latest_rows, read_rows
 from perf.show.table import as_text
 
 Function = Callable[[Tensor, str], Tensor]
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-FORMULAS = ("tanh", "none", "sigmoid")
 DIRECTIONS = ("forward", "backward")
 FLUSHED = 2.0**-120
 CPU = torch.device("cpu")
@@ -58,19 +58,12 @@ def ours(x: Tensor, approximate: str) -> Tensor:
 
 def eager(x: Tensor, approximate: str) -> Tensor:
     """PyTorch's own."""
-    if approximate == "sigmoid":
-        return x * torch.sigmoid(1.702 * x)
-    return torch.nn.functional.gelu(x, approximate=approximate)
+    return in_pytorch(approximate)(x)
 
 
 def textbook(x: Tensor, approximate: str) -> Tensor:
     """The formula as papers print it, in fp32."""
-    u = x.float()
-    if approximate == "none":
-        return (0.5 * u * (1 + torch.erf(u / math.sqrt(2)))).to(x.dtype)
-    if approximate == "sigmoid":
-        return (u / (1 + torch.exp(-1.702 * u))).to(x.dtype)
-    return (0.5 * u * (1 + torch.tanh(_argument(u)))).to(x.dtype)
+    return TEXTBOOK[approximate](x.float()).to(x.dtype)
 
 
 def tanh_approx(x: Tensor, approximate: str) -> Tensor:
@@ -81,6 +74,13 @@ def tanh_approx(x: Tensor, approximate: str) -> Tensor:
 
 def _argument(u: Tensor) -> Tensor:
     return math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)
+
+
+TEXTBOOK: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "tanh": lambda u: 0.5 * u * (1 + torch.tanh(_argument(u))),
+    "none": lambda u: 0.5 * u * (1 + torch.erf(u / math.sqrt(2))),
+    "sigmoid": lambda u: u / (1 + torch.exp(-1.702 * u)),
+}
 
 
 def functions(approximate: str, device: torch.device) -> dict[str, Function]:
@@ -94,8 +94,9 @@ def functions(approximate: str, device: torch.device) -> dict[str, Function]:
         "triton_gelu compiled, CPU": torch.compile(ours, dynamic=True),
         "torch": eager,
         "torch.compile": torch.compile(eager, dynamic=True),
-        "textbook": textbook,
     }
+    if approximate in TEXTBOOK:
+        columns["textbook"] = textbook
     if approximate == "tanh":
         columns["tanh.approx"] = tanh_approx
     return columns

@@ -15,7 +15,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
-from perf.progress import progress
+from perf.compat_tqdm import progress
 from perf.rows import ROOT
 
 FOLDER = ROOT / "notebooks"

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import FuncFormatter
 
 from perf.accuracy.ulp_errors import CURVE, EDGES, KERNEL
+from perf.library import FORMULAS
 from perf.rows import Row
 from perf.show.plot import BLUE, GREEN, GREY, SKY, VERMILION, head, human, origin, style
 from perf.show.table import grouped
@@ -22,7 +23,6 @@ LOOKS: Mapping[str, tuple[str, str, str, float]] = {  # provider: label, colour,
     "torch": ("torch", BLUE, "-", 1.6),
     f"{KERNEL}, high": ("triton_gelu kernel, worst case", VERMILION, "-", 2.2),
 }
-FORMULAS = {"tanh": "tanh", "none": "exact (erf)", "sigmoid": "sigmoid (quick)"}
 LEAST = 0.5  # a result that is rounded correctly is off by this much or less
 
 

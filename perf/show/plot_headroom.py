@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from perf.cases import DTYPES
+from perf.library import FORMULAS
 from perf.rows import Row
 from perf.show.plot import BLACK, BLUE, GREY, SKY, VERMILION, head, human, style
 from perf.show.table import grouped
@@ -92,7 +93,7 @@ def legend(picture: Picture, rows: Sequence[Row]) -> None:
 def label(row: Row) -> str:
     """What a line shows."""
     short = {name: word for word, name in DTYPES.items()}
-    formula = "exact" if row.approximate == "none" else row.approximate
+    formula = FORMULAS.get(row.approximate, row.approximate)
     return f"{row.case}, {formula} {short[row.dtype]} {row.direction}"
 
 

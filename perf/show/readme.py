@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from perf.accuracy import ulp_errors
+from perf.library import DTYPES, FORMULAS
 from perf.rows import DATA, KERNEL_BACKEND, RATIO, ROOT, Row, UserError, latest_rows, read_rows
 from perf.show import compare, plot, table
 from perf.static.gpus import GPUS
@@ -27,7 +28,6 @@ from perf.static.metrics import HEADROOM, INSTRUCTIONS, LIBRARY
 README = ROOT / "README.md"
 DOCUMENTS = (README, ROOT / "CONTRIBUTING.md")
 BLOCK = re.compile(r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-FORMULAS = {"tanh": "tanh", "none": "exact", "sigmoid": "sigmoid"}
 WIDTH, SHAPE = "width 4096", (16384, 4096)  # the case of static figures
 WORST_KERNEL = "kernel, worst case"
 ACCURACY = {  # line of the table: the providers it is the worst of
@@ -153,9 +153,9 @@ def errors() -> Iterator[str]:
     body = []
     for backend, providers in backends.items():
         mine = [[row for row in rows if row.approximate == each and row.provider in providers] for each in FORMULAS]
-        cells = (" / ".join(worst(each, dtype) for each in mine) for dtype in ulp_errors.DTYPES.values())
+        cells = (" / ".join(worst(each, dtype) for each in mine) for dtype in DTYPES.values())
         body.append([backend, *cells])
-    yield from markdown([f"largest error in ulp: {' / '.join(FORMULAS.values())}", *ulp_errors.DTYPES], body)
+    yield from markdown([f"largest error in ulp: {' / '.join(FORMULAS.values())}", *DTYPES], body)
 
 
 def worst(rows: Iterable[Row], dtype: torch.dtype) -> str:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from perf.library import FORMULAS
 from perf.providers import PROVIDERS
 from perf.rows import COPY, COPY_SHARE, CPU_BACKEND, PEAK_MEMORY, RATIO, TIME, Row
 
@@ -38,7 +39,8 @@ def render(rows: Iterable[Row], *, markdown: bool = False) -> str:
 
 def titled(formula: str, dtype: str, direction: str) -> str:
     """What a group of rows has in common, in words."""
-    name = "exact (none)" if formula == "none" else formula
+    name = FORMULAS.get(formula, formula)
+    name += f" ({formula})" if name != formula else ""
     return f"{name}, {dtype}, {direction.replace('_', ' + ')}"
 
 

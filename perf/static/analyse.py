@@ -23,12 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 
 from perf import cases
 from perf.cases import Case, product
-from perf.progress import progress
+from perf.compat_tqdm import progress
+from perf.library import FORMULAS, call_by_kernels
 from perf.rows import OFFLINE, Row, UserError, append_row, context
 from perf.show.table_static import render
 from perf.static import comparisons
@@ -36,11 +36,10 @@ from perf.static.count import Counted, count
 from perf.static.gpus import GPUS
 from perf.static.machine.code import Untraceable
 from perf.static.metrics import LIBRARY, call_metrics
-from perf.static.offline import META, Call, launches
-from triton_gelu.core import run as _fused
-from triton_gelu.ops import bias_gelu_transpose as _transpose
+from perf.static.offline import Call, launches
 
 DIRECTIONS = ("forward", "backward")
+ASKABLE = (*DIRECTIONS, "double_backward")
 HALVES, ALL = ("bfloat16", "float16"), tuple(cases.DTYPES.values())
 WIDE = Case("width 4096", (16384, 4096))
 FRAMES = tuple(Case(f"{frames} frames", (32, 1280, frames), dim=1) for frames in (3000, 1500))
@@ -56,7 +55,7 @@ ODD = (
 def budget() -> tuple[Case, ...]:
     """Every formula and dtype at one width, and the shapes that are hard to walk."""
     return (
-        *product((WIDE,), dtypes=ALL, approximates=cases.APPROXIMATES, directions=DIRECTIONS),
+        *product((WIDE,), dtypes=ALL, approximates=FORMULAS, directions=DIRECTIONS),
         *product((*FRAMES, STEM, IMAGE, *ODD), dtypes=HALVES[:1], directions=DIRECTIONS),
     )
 
@@ -64,7 +63,7 @@ def budget() -> tuple[Case, ...]:
 def baseline() -> tuple[Case, ...]:
     """A handful, for a test of every change."""
     return (
-        *product((WIDE,), dtypes=HALVES[:1], approximates=cases.APPROXIMATES, directions=DIRECTIONS),
+        *product((WIDE,), dtypes=HALVES[:1], approximates=FORMULAS, directions=DIRECTIONS),
         *product(FRAMES[1:], dtypes=HALVES[:1], directions=DIRECTIONS[1:]),
     )
 
@@ -104,7 +103,7 @@ class Question:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `analyse`."""
-    cases.add_arguments(parser, sets=SETS, directions=DIRECTIONS)
+    cases.add_arguments(parser, sets=SETS, directions=ASKABLE)
     parser.add_argument(
         "--target", nargs="+", choices=GPUS, default=list(GPUS), help="GPUs to compile for (default: all)"
     )
@@ -143,23 +142,7 @@ def run(args: argparse.Namespace) -> int:
 
 def subjects(case: Case) -> dict[str, Call]:
     """What can be compiled for a case: the library's call and the comparison kernels."""
-    return {LIBRARY: library(case), **comparisons.rivals(case)}
-
-
-def library(case: Case) -> Call:
-    """The library's call, by the backend that launches kernels."""
-    x = torch.empty(case.shape, dtype=case.torch_dtype, device=META)
-    bias = None if case.dim is None else torch.empty(case.bias_length, dtype=case.torch_dtype, device=META)
-    dim = 0 if case.dim is None else case.dim % len(case.shape)
-    if case.transposed:
-        position = torch.empty(case.position_shape, dtype=case.torch_dtype, device=META)
-        if case.direction == "backward":
-            dy = torch.empty(case.shape[0], *case.position_shape, dtype=case.torch_dtype, device=META)
-            return lambda: _transpose.backward(dy, x, bias, case.approximate, True, True)
-        return lambda: _transpose.forward(x, bias, position, case.approximate)
-    if case.direction == "backward":
-        return lambda: _fused.backward(x, x, bias, dim, case.approximate, True, bias is not None)
-    return lambda: _fused.forward(x, bias, dim, case.approximate)
+    return {LIBRARY: call_by_kernels(case), **comparisons.rivals(case)}
 
 
 def answer(question: Question, dump: Path | None = None) -> list[Row]:

@@ -37,6 +37,7 @@ def gelu(u, FORMULA: tl.constexpr):
     elif FORMULA == "tanh":
         gate = 0.5 * (1 + libdevice.tanh(SCALE * (u + CUBIC * u * u * u)))
     else:
+        tl.static_assert(FORMULA == "sigmoid", "no comparison kernel knows this formula")
         gate = tl.sigmoid(u * QUICK)
     return u * gate
 
@@ -51,6 +52,7 @@ def dgelu(u, FORMULA: tl.constexpr):
         gate = 0.5 * (1 + t)
         slope = 0.5 * (1 - t * t) * SCALE * (1 + 3 * CUBIC * u * u)
     else:
+        tl.static_assert(FORMULA == "sigmoid", "no comparison kernel knows this formula")
         gate = tl.sigmoid(u * QUICK)
         slope = QUICK * gate * (1 - gate)
     return gate + u * slope
@@ -162,8 +164,10 @@ def one_pass(case: Case) -> Call:
 
 
 def rivals(case: Case) -> dict[str, Call]:
-    """The comparison kernels that can do a case, by name."""
-    if case.dim is None or case.transposed or case.dtype not in DTYPES:
+    """The comparison kernels that can do a case, by name; there are none of a second backward pass."""
+    if case.direction == "double_backward":
+        return {}
+    if case.dim is None or case.transposed or case.dtype not in DTYPES or case.approximate not in FUNCTIONS:
         return {}
     function = FUNCTIONS[case.approximate]
     found = {}

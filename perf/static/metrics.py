@@ -83,10 +83,14 @@ def call_metrics(case: Case, counted: Sequence[Counted], gpu: GPU) -> Iterator[M
 
 
 def compulsory(case: Case) -> int:
-    """Bytes that have to move: x, bias and position in, y out; or dy, x and bias in, dx and dbias out."""
+    """Bytes that have to move: x, bias and position in, y out; or dy, x and bias in, dx and dbias out.
+
+    In a double backward pass the gradients of dx and of dbias come in, too, and that of dy goes out.
+    """
     if case.direction == "forward":
         return case.compulsory_bytes()
-    return (3 * case.elements + 2 * case.bias_length) * case.torch_dtype.itemsize
+    tensors, vectors = (3, 2) if case.direction == "backward" else (5, 3)
+    return (tensors * case.elements + vectors * case.bias_length) * case.torch_dtype.itemsize
 
 
 def width(counted: Counted) -> int:

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from perf import cases, models
 from perf.cases import Case
+from perf.library import call_by_kernels, replaced
 from perf.providers import BASELINE
 from perf.rows import Row, append_row, context
 from perf.show.table import as_text, grouped
@@ -32,8 +32,6 @@ from perf.static import analyse, count, offline
 from perf.static.gpus import GPUS
 from perf.static.metrics import LAUNCHES, LIBRARY
 from perf.static.offline import META
-from triton_gelu.core import dispatch as _ops
-from triton_gelu.ops import bias_gelu_transpose as _transpose
 
 TRAFFIC = "traffic"
 BATCH = 8
@@ -96,11 +94,7 @@ def sites(model: nn.Module, *args: Any) -> list[Case]:
         found[-1] = replace(found[-1], transposed=True)
         return torch.empty_like(x.mT)
 
-    with (
-        torch.no_grad(),
-        mock.patch.object(_ops, "bias_gelu", bias_gelu),
-        mock.patch.object(_transpose, "bias_gelu_transpose", bias_gelu_transpose),
-    ):
+    with torch.no_grad(), replaced(bias_gelu, bias_gelu_transpose):
         model(*args)
     return found
 
@@ -108,7 +102,7 @@ def sites(model: nn.Module, *args: Any) -> list[Case]:
 @functools.cache
 def ours(site: Case, target: str) -> tuple[int, int]:
     """Bytes and launches of our kernels at a site."""
-    launched = offline.launches(GPUS[target], analyse.library(site))
+    launched = offline.launches(GPUS[target], call_by_kernels(site))
     return sum(sum(count.traffic(each)) for each in launched), len(launched)
 
 

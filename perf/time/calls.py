@@ -1,7 +1,7 @@
 """What a call costs before its kernel runs: Python's time, a cold start, and how many kernels a model compiles.
 
 No GPU is needed, and none is timed. The time of a call is that of `F.gelu(x + b)` on CPU tensors against ours on the
-backend of kernels, whose last step, Triton's `run`, does nothing: it is our share of a call, plus what Triton does in
+Triton backend, whose last step, Triton's `run`, does nothing: it is our share of a call, plus what Triton does in
 Python. A cold start is timed in new processes whose Triton cache is empty; its kernels are compiled for an H100.
 Kernels are counted as Triton's own cache tells them apart.
 
@@ -29,7 +29,7 @@ import triton
 from triton.compiler.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from perf import cases, providers
+from perf import cases, library, providers
 from perf.cases import Case
 from perf.rows import OFFLINE, ROOT, Row, append_row
 from perf.show.table import as_text
@@ -37,7 +37,6 @@ from perf.static import analyse
 from perf.static.gpus import GPU, H100
 from perf.static.offline import DeviceModule, Driver, launches
 from perf.time import measure, measured_rows, timing
-from triton_gelu.core import compat_torch as _seam
 
 SMALL = Case("small", (1, 64))
 BATCHES, LENGTHS = (1, 8, 32), (16, 37, 128, 200, 512)
@@ -131,7 +130,7 @@ def kernels(models: Mapping[str, Sequence[Case]]) -> Iterator[Row]:
     """How many kernels Triton compiles for all shapes of a model, forward and backward, in bf16."""
     for name, shapes in models.items():
         asked = cases.product(shapes, dtypes=("bfloat16",), directions=analyse.DIRECTIONS)
-        launched = [each for case in asked for each in launches(H100, analyse.library(case))]
+        launched = [each for case in asked for each in launches(H100, library.call_by_kernels(case))]
         distinct = len({id(each.asm) for each in launched})  # one object a compiled kernel
         row = replace(blank(asked[0], "static"), case=name, direction="forward_backward", device=H100.target)
         note = f"for {len(launched)} launches"
@@ -140,14 +139,14 @@ def kernels(models: Mapping[str, Sequence[Case]]) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def unlaunched(gpu: GPU) -> Iterator[None]:
-    """CPU tensors take the backend of kernels, which are compiled for `gpu`; but what should launch one does nothing."""
+    """CPU tensors take the Triton backend, compiled for `gpu`; but what should launch a kernel does nothing."""
     run = JITFunction.run
 
     def compile_only(kernel: object, *args: object, grid: object, warmup: bool, **kwargs: object) -> object:
         return run(kernel, *args, grid=grid, warmup=True, **kwargs)
 
     triton.runtime.driver.set_active(_Driver(gpu))
-    _seam.triton_drives.cache_clear()
+    library.forget_drivers()
     with (
         mock.patch.object(JITFunction, "run", compile_only),
         mock.patch.object(CompiledKernel, "_init_handles"),

@@ -21,16 +21,15 @@ from pathlib import Path
 
 import torch
 
-from perf import cases, providers
+from perf import cases, library, providers
 from perf.accuracy import ulp_errors
 from perf.cases import Case
-from perf.progress import progress
+from perf.compat_tqdm import progress
 from perf.providers import Provider
 from perf.rows import DATA, ROOT, UserError, append_row, read_rows
 from perf.show import report
 from perf.time import measure
 from perf.time.measure import Machine
-from triton_gelu.core import compat_torch as _seam
 
 MINUTE = 60.0
 ALL_S, TESTS_S, REPORT_S = 15 * MINUTE, 7 * MINUTE, 0.5 * MINUTE
@@ -45,23 +44,23 @@ def run(args: argparse.Namespace) -> int:
     """Test, measure, pack; 1 if a test failed or a result was wrong."""
     until = time.monotonic() + ALL_S - REPORT_S
     measure.refuse_interpreter()
-    machine = Machine(found(), threads=1, seconds=0.0)
+    machine = Machine(gpu_here(), threads=1, seconds=0.0)
     output = args.output or DATA / f"gpu-{measure.slug(machine.name)}.jsonl"
     tests = tested()
-    whole = pack(machine, cases.SETS["gpu"](), providers.PROVIDERS, tuple(ulp_errors.DTYPES), output, until, tests)
+    whole = pack(machine, cases.SETS["gpu"](), providers.PROVIDERS, tuple(library.DTYPES), output, until, tests)
     print(f"tests:   {tests}\nrows:    {output}\nreport:  {output.with_suffix('.md')}")
     print("To send them back: python -m perf readme; git add README.md perf/data; commit; open a pull request.")
     failed = any(row.status == "failed" for row in read_rows(output))
     return int(failed or not whole or "passed" not in tests or "failed" in tests or "error" in tests)
 
 
-def found() -> torch.device:
+def gpu_here() -> torch.device:
     """The GPU. Raises `UserError`, saying what is missing, where kernels can't run on one."""
     if not torch.cuda.is_available():
         built = torch.version.cuda or torch.version.hip
         advice = "is its driver installed?" if built else "this build is for CPUs only, install one for your GPU"
         raise UserError(f"PyTorch {torch.__version__} sees no GPU; {advice} (make gpu TORCH=...)")
-    if not _seam.triton_drives("cuda"):
+    if not library.triton_drives("cuda"):
         raise UserError("Triton is not installed, or does not drive this GPU: pip install triton")
     return torch.device("cuda", torch.cuda.current_device())
 
@@ -90,7 +89,7 @@ def pack(
     tests: str,
 ) -> bool:
     """Append the device's errors and, as far as time goes, its times; write the report. False after Ctrl-C."""
-    for dtype, formula, way in progress([*product(dtypes, ulp_errors.FORMULAS, ulp_errors.DIRECTIONS)], " ".join):
+    for dtype, formula, way in progress([*product(dtypes, library.FORMULAS, ulp_errors.DIRECTIONS)], " ".join):
         for row in ulp_errors.rows(dtype, formula, way, machine.device):
             append_row(output, row)
     whole = measure.sweep(chosen, wanted, machine, output, until=until)

@@ -32,7 +32,7 @@ import torch
 
 from perf import cases, providers
 from perf.cases import Case
-from perf.progress import progress
+from perf.compat_tqdm import progress
 from perf.providers import COMPILED, Provider, Thunk
 from perf.rows import (
     COPY,

@@ -27,7 +27,7 @@ def test_full_has_every_dtype_formula_and_direction_at_every_size() -> None:
     full = cases.full()
     assert len(set(full)) == len(full)
     sizes = {(case.name, case.shape) for case in full}
-    assert len(full) == len(sizes) * len(cases.DTYPES) * len(cases.APPROXIMATES) * len(cases.DIRECTIONS)
+    assert len(full) == len(sizes) * len(cases.DTYPES) * len(cases.FORMULAS) * len(cases.DIRECTIONS)
 
 
 def test_bytes_count_each_tensor_once() -> None:

@@ -12,8 +12,7 @@ from perf.time import check
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_a_whole_model_is_right_in_pytorch_and_with_this_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # nothing is timed, and kernels run as they were decorated
+def test_a_whole_model_is_right_in_pytorch_and_with_this_package(name: str) -> None:
     case = Case(name, (1, 6, 64), dim=None, approximate="none", direction="forward_backward", model=name)
     inputs = case.inputs(CPU)
     expected = check.expected(case, inputs)

@@ -1,4 +1,4 @@
-"""What a call costs before its kernel runs: timed on the backend of kernels, counted as Triton counts."""
+"""What a call costs before its kernel runs: timed on the Triton backend, counted as Triton counts."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def test_without_a_gpu_it_says_what_is_missing(
     assert command_line.main(["gpu"]) == 2
     assert "sees no GPU" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu._seam, "triton_drives", lambda device_type: False)
+    monkeypatch.setattr(gpu.library, "triton_drives", lambda device_type: False)
     assert command_line.main(["gpu"]) == 2
     assert "does not drive this GPU" in capsys.readouterr().err
 

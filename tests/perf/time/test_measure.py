@@ -17,6 +17,11 @@ from perf.rows import COPY_SHARE, RATIO, ROOT, THROUGHPUT, TIME, read_rows
 from perf.time import measure, timing
 
 
+@pytest.fixture(autouse=True)
+def _no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # only PyTorch is timed in this process
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
