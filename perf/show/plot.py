@@ -23,8 +23,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from perf import cases
-from perf.rows import COPY, DIRECTIONS, RESULTS, Row, UserError, latest_rows, read_rows
+from perf.rows import COPY, Row, UserError, latest_rows
+from perf.show import chosen_rows
 
 # Each module has draw(rows) -> iterator of (name, Figure).
 PICTURES = {
@@ -120,32 +120,15 @@ def digest(rows: Iterable[Row]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m perf plot`."""
-    parser.add_argument("files", nargs="*", type=Path, help="result files (default: newest in perf/results)")
-    parser.add_argument("--output", type=Path, help="PNG, SVG or PDF (default: beside the first file)")
-    parser.add_argument("--provider", action="append", metavar="NAME", help="only this provider; may be repeated")
-    cases.add_filters(parser, DIRECTIONS)
+    chosen_rows.add_arguments(parser, "PNG, SVG or PDF")
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, keep what is asked for, draw, name the files."""
-    files = args.files or [newest(RESULTS)]
-    rows = [row for file in files for row in read_rows(file) if kept(row, args)]
-    pictures = write(rows, args.output or files[0].with_suffix(".png"))
+    first, rows = chosen_rows.select(args)
+    pictures = write(rows, args.output or first.with_suffix(".png"))
     if not pictures:
         raise UserError("no rows to draw; python -m perf measure makes some")
     for picture in pictures:
         print(f"picture: {picture}")
     return 0
-
-
-def kept(row: Row, args: argparse.Namespace) -> bool:
-    """Whether a row is among those asked for; the copy is the scale of all others and always is."""
-    return (not args.provider or row.provider in (*args.provider, COPY)) and cases.wanted(row, args)
-
-
-def newest(folder: Path) -> Path:
-    """The result file written last."""
-    files: Sequence[Path] = sorted(folder.glob("*.jsonl"), key=lambda file: file.stat().st_mtime)
-    if not files:
-        raise UserError(f"{folder} has no result file yet; python -m perf measure makes one")
-    return files[-1]

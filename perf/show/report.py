@@ -10,40 +10,53 @@ examples:
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from perf.accuracy import ulp_errors
-from perf.rows import RESULTS, Row, UserError, latest_rows, read_rows
-from perf.show import plot, table
+from perf.rows import Row, UserError, latest_rows
+from perf.show import chosen_rows, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m perf report`: those of `plot`."""
-    plot.add_arguments(parser)
+    """The options of `python -m perf report`."""
+    chosen_rows.add_arguments(parser, "Markdown")
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, keep what is asked for, write, name the files."""
-    files = args.files or [plot.newest(RESULTS)]
-    rows = [row for file in files for row in read_rows(file) if plot.kept(row, args)]
+    first, rows = chosen_rows.select(args)
     if not rows:
         raise UserError("no rows to report; python -m perf measure makes some")
-    path = (args.output or files[0]).with_suffix(".md")
+    path = (args.output or first).with_suffix(".md")
     pictures = write(rows, path)
     print(f"report:  {path}", *(f"picture: {picture}" for picture in pictures), sep="\n")
     return 0
 
 
 def write(rows: Iterable[Row], path: Path, remarks: Sequence[str] = ()) -> list[Path]:
-    """Write the report and draw its pictures beside it; these."""
+    """Write the report and draw its pictures beside it; these. It says so where there is nothing to draw with."""
     newest = latest_rows(rows)
-    pictures = plot.write(newest, path.with_suffix(".png"))
+    pictures = []
+    if unable := cannot_draw():
+        remarks = [*remarks, f"Pictures are left out: {unable}."]
+    else:
+        from perf.show import plot
+
+        pictures = plot.write(newest, path.with_suffix(".png"))
     parts = [*remarks, *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
     for kind, mine in table.grouped(newest, lambda row: row.kind).items():
         parts.append(TABLES[kind](mine))
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return pictures
+
+
+def cannot_draw() -> str:
+    """Why no picture can be drawn here; empty if one can."""
+    if importlib.util.find_spec("matplotlib"):
+        return ""
+    return "matplotlib is not installed (pip install -e '.[perf]')"
 
 
 def measured(rows: Sequence[Row]) -> str:

@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print("\n".join(map(str, chosen)))
         return 0
+    if args.plot and (unable := report.cannot_draw()):
+        raise UserError(f"--plot: {unable}")
     machine = Machine(chosen_device(args.device), args.threads, args.seconds)
     output = args.output or RESULTS / f"{slug(machine.name)}-{date.today()}.jsonl"
     whole = sweep(chosen, wanted, machine, output, fresh=args.fresh)
