@@ -10,8 +10,10 @@ from itertools import product
 
 from perf.static.gpus import GPU
 from perf.static.machine import amdgcn, sass
-from perf.static.machine.code import Code, Untraceable, Walk, Word, walk
+from perf.static.machine.code import Code, Untraceable
+from perf.static.machine.follow import Follower, Trips, Walk
 from perf.static.offline import Launched, disassembly, elf
+from perf.static.trips import trips
 
 ENOUGH_RUNS = 200  # a loop has found its rhythm by then
 BETWEEN = 3  # programs that stand for all those between the ends of one axis of a grid
@@ -45,14 +47,20 @@ class Counted:
 
 def count(launched: Launched, gpu: GPU) -> Counted:
     """Follow the machine code of a launch over its grid."""
-    code = read(launched, gpu)
+    code, threads = read(launched, gpu), launched.num_warps * gpu.warp
+    follower = Follower(code, threads)
+    walks: dict[Trips, Walk] = {}
+
+    def walk(program: tuple[int, int, int]) -> Walk:
+        planned = trips(launched, program)
+        if planned not in walks:
+            walks[planned] = follower.walk(planned)
+        return walks[planned]
+
     times: Counter[int] = Counter()
-    parted: set[int] = set()
-    for program_id, weight in sample(launched.grid):
-        walked = walk(code, program_id)
-        parted |= walked.parted
-        for place, often in walked.times().items():
-            times[place] += often * weight * launched.num_warps * gpu.warp
+    for program, weight in sample(launched.grid):
+        for place, often in walk(program).times().items():
+            times[place] += often * weight * threads
     headings: Counter[str] = Counter()
     units: dict[str, float] = defaultdict(float)
     accesses: Counter[tuple[str, int]] = Counter()
@@ -68,14 +76,14 @@ def count(launched: Launched, gpu: GPU) -> Counted:
         raise Untraceable(f"{launched.name}: {stores} bytes have to be stored, and {stored} were found in the code")
     blocks = gpu.resident_blocks(code.registers, launched.shared, launched.num_warps)
     resident = min(blocks, -(-launched.programs // gpu.processors)) * launched.num_warps
-    middle = walk(code, (launched.grid[0] // 2, launched.grid[1] // 2, launched.grid[2] // 2))
+    middle = walk((launched.grid[0] // 2, launched.grid[1] // 2, launched.grid[2] // 2))
     return Counted(
         launched=launched,
         code=code,
         headings=headings,
         units=units,
         accesses=accesses,
-        parted=len(parted),
+        parted=len(follower.parting),
         resident_warps=blocks * launched.num_warps,
         in_flight=waited_for(code, middle) * gpu.warp * resident,
         loads=loads,
@@ -84,11 +92,10 @@ def count(launched: Launched, gpu: GPU) -> Counted:
 
 
 def read(launched: Launched, gpu: GPU) -> Code:
-    """The machine code of a launch, with its arguments filled in."""
-    arguments: list[Word] = [each if isinstance(each, int) else None for each in launched.arguments.values()]
+    """The machine code of a launch."""
     if gpu.vendor == "AMD":
-        return amdgcn.code(launched.asm["amdgcn"], arguments)
-    return sass.code(disassembly(launched), elf(launched), arguments)
+        return amdgcn.code(launched.asm["amdgcn"])
+    return sass.code(disassembly(launched), elf(launched))
 
 
 def sample(grid: tuple[int, int, int]) -> Iterator[tuple[tuple[int, int, int], int]]:

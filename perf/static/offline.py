@@ -32,7 +32,9 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Launched:
-    """One launch: the kernel's run-time arguments by name, its grid, and what the compiler made of it.
+    """One launch: the kernel's arguments by name, its grid, and what the compiler made of it.
+
+    `arguments` are those of run time, and `constants` those that the compiler knew, tensors left out (None) included.
 
     `fp_fusion` tells whether the compiler was free to make one instruction of a multiplication and an addition.
     """
@@ -40,6 +42,7 @@ class Launched:
     name: str
     grid: tuple[int, int, int]
     arguments: Mapping[str, Any]
+    constants: Mapping[str, Any]
     num_warps: int
     shared: int
     fp_fusion: bool
@@ -63,13 +66,13 @@ def launches(gpu: GPU, call: Call) -> list[Launched]:
         bound = kernel.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         size = grid(bound.arguments) if callable(grid) else grid
+        at_run_time = {name for name, kind in compiled.src.signature.items() if kind != "constexpr"}
         seen.append(
             Launched(
                 name=compiled.metadata.name,
                 grid=tuple((*size, 1, 1)[:3]),
-                arguments={
-                    name: bound.arguments[name] for name, kind in compiled.src.signature.items() if kind != "constexpr"
-                },
+                arguments={name: each for name, each in bound.arguments.items() if name in at_run_time},
+                constants={name: each for name, each in bound.arguments.items() if name not in at_run_time},
                 num_warps=options.get("num_warps", compiled.metadata.num_warps),
                 shared=compiled.metadata.shared,
                 fp_fusion=compiled.metadata.enable_fp_fusion,

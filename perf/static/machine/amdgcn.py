@@ -6,10 +6,9 @@ Manual: "AMD Instinct MI300" instruction set architecture, reference guide.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from perf.static.machine.amdgcn_integers import MASK, meaning_of, registers_of
-from perf.static.machine.code import Code, Effect, Instruction, Registers, State, Word
+from perf.static.machine.code import Code, Instruction, Registers
 
 _LINE = re.compile(
     r"(?:(?P<label>\.LBB\w+):|\s+(?P<opcode>(?:s|v|ds|buffer|global|flat|scratch)_\w+)\s*(?P<rest>[^;]*))"
@@ -21,6 +20,10 @@ _BYTES = {
     "dword": 4, "dwordx2": 8, "dwordx3": 12, "dwordx4": 16, "b8": 1, "b16": 2, "b32": 4, "b64": 8, "b96": 12,
     "b128": 16, "ubyte": 1, "sbyte": 1, "byte": 1, "u8": 1, "ushort": 2, "sshort": 2, "short": 2, "u16": 2,
 }  # fmt: skip
+ASKS_FOR_ANY = {"s_cbranch_execz": False, "s_cbranch_execnz": True}  # which way they go if a thread is active
+_REGISTER = re.compile(
+    r"(?P<file>[sv])(?:(?P<one>\d+)|\[(?P<first>\d+):(?P<last>\d+)\])$|(?P<mask>vcc|exec)(?P<half>_lo|_hi)?$"
+)
 _WITHOUT_RESULT = re.compile(r"\w+_(store|write)_|s_(waitcnt|barrier|nop|endpgm|branch|cbranch|setprio|sleep|sethalt)")
 _CONTROL = re.compile(r"s_(waitcnt|barrier|nop|endpgm|c?branch|setprio|sleep)")
 _KEEPS_SCC = re.compile(r"s_(mov|brev|load|mul|cselect)")
@@ -38,34 +41,12 @@ _HEADINGS = (
 )
 
 
-def code(assembly: str, arguments: Sequence[Word]) -> Code:
-    """A kernel from LLVM's assembly; `arguments` in order, `None` for a pointer."""
+def code(assembly: str) -> Code:
+    """A kernel from LLVM's assembly."""
     metadata = assembly.partition(".amdgpu_metadata")[2]
-    words: dict[int, int] = {}
-    places = re.findall(r"\.offset:\s+(\d+)\s+\.size:\s+(\d+)", metadata)
-    for argument, (offset, size) in zip(arguments, places, strict=False):  # Triton adds scratch space at the end
-        if argument is not None:
-            words |= {int(offset) + at: argument >> 8 * at & MASK for at in range(0, int(size), 4)}
-
-    def setting(name: str) -> int:
-        return int(re.findall(rf"\.amdhsa_{name} (\d+)", assembly)[0])
-
-    scalars = setting("user_sgpr_count")
-    preloaded = range(scalars - setting("user_sgpr_kernarg_preload_length"), scalars)
-    first = 4 * setting("user_sgpr_kernarg_preload_offset")
-    axes = [axis for axis in range(3) if setting(f"system_sgpr_workgroup_id_{'xyz'[axis]}")]
-
-    def entry(program_id: tuple[int, int, int]) -> State:
-        state: State = {"exec_lo": MASK, "exec_hi": MASK, "s0": 0, "s1": 0}  # arguments lie at address 0
-        state.update((f"[{offset}]", word) for offset, word in words.items())
-        state.update((f"s{place}", words.get(first + 4 * i)) for i, place in enumerate(preloaded))
-        state.update((f"s{scalars + i}", program_id[axis]) for i, axis in enumerate(axes))
-        return state
-
     return Code(
         isa=Amdgcn(),
         instructions=parse(assembly),
-        entry=entry,
         registers=int(re.findall(r"\.vgpr_count:\s+(\d+)", metadata)[0]),
         stack=int(re.findall(r"\.private_segment_fixed_size:\s+(\d+)", metadata)[0]),
         listing=assembly,
@@ -94,7 +75,7 @@ def parse(assembly: str) -> tuple[Instruction, ...]:
 
 
 class Amdgcn:
-    """The `InstructionSet` of AMD's CDNA GPUs. Masks of a wave are pairs of words; all lanes start active."""
+    """The `InstructionSet` of AMD's CDNA GPUs. Masks of a wave are pairs of words."""
 
     def registers(self, instruction: Instruction) -> Registers:
         opcode, operands = instruction.opcode, list(instruction.operands)
@@ -123,23 +104,13 @@ class Amdgcn:
         return instruction.opcode == "s_endpgm"
 
     def assumed(self, instruction: Instruction) -> bool | None:
-        return {"s_cbranch_execz": False, "s_cbranch_execnz": True}.get(instruction.opcode)
+        return ASKS_FOR_ANY.get(instruction.opcode)
 
-    def holds(self, guard: str, state: State) -> bool | None:
-        words = [state.get(name) for name in registers_of(guard.removeprefix("!"))]
-        if any(words):
-            return not guard.startswith("!")
-        return (not guard or None) if None in words or not guard else guard.startswith("!")
+    def varies(self, instruction: Instruction) -> bool:
+        return instruction.opcode in ASKS_FOR_ANY
 
-    def effect(self, instruction: Instruction) -> Effect:
-        meaning = meaning_of(instruction)
-        writes = self.registers(instruction).writes
-
-        def effect(state: State) -> None:
-            known = meaning(state)
-            state.update((name, known.get(name)) for name in writes)
-
-        return effect
+    def may_vary(self, register: str) -> bool:
+        return False  # a branch asks the scalar unit: threads part only where it asks for any that is active
 
     def heading(self, instruction: Instruction) -> str:
         return next(heading for heading, pattern in _HEADINGS if pattern.match(instruction.opcode))
@@ -163,3 +134,17 @@ class Amdgcn:
         if unit == "ds":
             return "shared", width
         return "spill" if unit == "scratch" else "store" if "store" in rest else "load", width
+
+
+def registers_of(operand: str) -> list[str]:
+    """The 32-bit registers an operand stands for."""
+    operand = operand.strip("|-")
+    if operand == "scc":
+        return ["scc"]
+    match = _REGISTER.match(operand)
+    if match is None:
+        return []
+    if match["mask"]:
+        return [match["mask"] + half for half in ([match["half"]] if match["half"] else ("_lo", "_hi"))]
+    first = int(match["one"] or match["first"])
+    return [f"{match['file']}{i}" for i in range(first, int(match["last"] or first) + 1)]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from perf.static.machine.code import Code, Effect, Instruction, Registers, State, Untraceable, Word
-from perf.static.machine.sass_integers import GRID, MASK, TRUE, is_predicate, meaning_of, predicate
+from perf.static.machine.code import Code, Instruction, Registers, Untraceable
 
 _LINE = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@(?P<guard>!?U?P\w)\s+)?(?P<opcode>[A-Z][\w.]*)(?P<operands>[^;]*);")
 _LABEL = re.compile(r"\s*(\.L_\w+):")
@@ -14,6 +13,8 @@ _REGISTER = re.compile(r"\b(U?[RP])(\d+)\b(\.64|\.F32x2)?")
 
 _BRANCHES = ("BRA", "CALL", "JMP")
 _ENDS = ("EXIT", "RET")
+_TRUE = ("PT", "UPT")
+_OF_A_THREAD = ("SR_TID", "SR_LANEID", "SR_EQMASK", "SR_LTMASK", "SR_LEMASK", "SR_GTMASK", "SR_GEMASK")
 _WITHOUT_RESULT = (
     "ST", "STG", "STS", "STL", "STSM", "RED", "LDGSTS", "BAR", "BSSY", "BSYNC", "BREAK", "NOP", "MEMBAR", "DEPBAR",
     "LDGDEPBAR", "WARPSYNC", "YIELD", "ERRBAR", "CCTL", "NANOSLEEP", "FENCE", *_BRANCHES, *_ENDS,
@@ -52,30 +53,15 @@ _UNIT = {
 }  # fmt: skip
 
 
-def code(listing: str, elf: str, arguments: Sequence[Word]) -> Code:
-    """A kernel from what `nvdisasm -c` and `cuobjdump -elf` print; `arguments` in order, `None` for a pointer."""
-    start = int(_found(r"EIATTR_PARAM_CBANK.*?Value:\s+\S+ (0x[0-9a-f]+)", elf), 16) & 0xFFFF
-    places = re.findall(r"Ordinal : (0x[0-9a-f]+)\s+Offset  : (0x[0-9a-f]+)\s+Size    : (0x[0-9a-f]+)", elf)
-    words: dict[int, int] = {}
-    for ordinal, offset, size in ((int(each, 16) for each in place) for place in places):
-        argument = arguments[ordinal] if ordinal < len(arguments) else None  # Triton adds scratch space at the end
-        if argument is not None:
-            words |= {start + offset + at: argument >> 8 * at & MASK for at in range(0, size, 4)}
+def code(listing: str, elf: str) -> Code:
+    """A kernel from what `nvdisasm -c` and `cuobjdump -elf` print."""
     return Code(
         isa=Sass(),
         instructions=parse(listing),
-        entry=lambda program_id: entry(words, program_id),
         registers=int(_found(r"register count: (\d+)", elf)),
         stack=int(_found(r"min stack size: (0x[0-9a-f]+)", elf), 16),
         listing=listing,
     )
-
-
-def entry(words: Mapping[int, int], program_id: tuple[int, int, int]) -> State:
-    """The state a warp starts in: the known words of constant bank 0 by offset, and its program's place in the grid."""
-    state: State = {f"c[0x0][{offset:#x}]": word for offset, word in words.items()}
-    state.update(zip(GRID, program_id, strict=True))
-    return state
 
 
 def _found(pattern: str, text: str) -> str:
@@ -129,21 +115,13 @@ class Sass:
     def assumed(self, instruction: Instruction) -> bool | None:
         return None
 
-    def holds(self, guard: str, state: State) -> bool | None:
-        word = predicate(guard or TRUE[0], state)
-        return None if word is None else bool(word)
+    def varies(self, instruction: Instruction) -> bool:
+        name = _name(instruction.opcode)
+        asks = any(operand.startswith(_OF_A_THREAD) for operand in instruction.operands)
+        return asks or name in ("SHFL", "ATOM", "ATOMG", "ATOMS") or (name in _SPACES and name not in _WITHOUT_RESULT)
 
-    def effect(self, instruction: Instruction) -> Effect:
-        results, sources = _places(instruction)
-        width = _width(instruction)
-        names = [name for each in results for name in _registers(each, width) or [""] * _nothing(each, width)]
-        meaning = meaning_of(instruction, results, sources, width)
-
-        def effect(state: State) -> None:
-            words = [*meaning(state), *[None] * len(names)]
-            state.update((name, word) for name, word in zip(names, words, strict=False) if name)
-
-        return effect
+    def may_vary(self, register: str) -> bool:
+        return not register.startswith("U")
 
     def heading(self, instruction: Instruction) -> str:
         name = _name(instruction.opcode)
@@ -213,6 +191,5 @@ def _registers(operand: str, width: int) -> list[str]:
     return found
 
 
-def _nothing(operand: str, width: int) -> int:
-    """How many words are thrown away by a result that is no register (RZ, PT)."""
-    return 1 if operand in TRUE else width
+def is_predicate(operand: str) -> bool:
+    return re.fullmatch(r"U?P[0-9T]", operand) is not None

@@ -16,6 +16,8 @@ from perf.rows import append_row, read_rows
 from perf.show import compare, plot_headroom
 from perf.static import metrics
 
+pytestmark = [pytest.mark.kernels, pytest.mark.xdist_group("analyse")]
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -130,6 +132,20 @@ def test_elements_share_a_reciprocal_only_where_each_thread_has_four_of_its_own(
             assert int(rows) * int(cols) >= 4 * threads, file
             shared += 1
     assert shared
+
+
+def test_odd_shapes_and_second_backward_passes_are_followed(tmp_path: Path) -> None:
+    """A loop's end that is a uniform branch, no bias (a program ends inside its loop), a second backward pass."""
+    output = tmp_path / "rows.jsonl"
+    directions = ("--direction", "backward", "--direction", "double_backward")
+    for words in (("--shape", "33,1501,77"), ("--shape", "33,77", "--dim", "none")):
+        asked = (*words, *directions, "--dtype", "bf16", "--target", "sm_100", "--provider", metrics.LIBRARY)
+        done = analyse(*asked, "--output", str(output))
+        assert done.returncode == 0, done.stderr + done.stdout
+    found = {(row.dim, row.direction, row.metric): row.value or 0.0 for row in read_rows(output)}
+    for dim in (-1, None):
+        first, second = (found[dim, way, metrics.INSTRUCTIONS] for way in ("backward", "double_backward"))
+        assert first / 2 < second < 3 * first
 
 
 def test_interpreted_kernels_are_refused_with_advice() -> None:

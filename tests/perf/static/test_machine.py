@@ -6,23 +6,19 @@ import pytest
 
 from perf.static.gpus import A100, GPU, H100
 from perf.static.machine import amdgcn, sass
-from perf.static.machine.code import Code, Untraceable, walk
+from perf.static.machine.code import Code, Untraceable
+from perf.static.machine.follow import Follower, Planned, Trips
 
-# What cuobjdump says of a kernel with the arguments (pointer, i32), the second at 0x160 + 8 of constant bank 0.
+# What cuobjdump says of a kernel.
 ELF = """
 	Attribute:	EIATTR_REGCOUNT
 	Value:	function: toy(0xc)	register count: 14
 	Attribute:	EIATTR_MIN_STACK_SIZE
 	Value:	function: toy(0xc)	min stack size: 0x0
-	Attribute:	EIATTR_PARAM_CBANK
-	Format:	EIFMT_SVAL
-	Value:	0x5 0x100160
-	Value:	Index : 0x0	Ordinal : 0x1	Offset  : 0x8	Size    : 0x4
-	Value:	Index : 0x0	Ordinal : 0x0	Offset  : 0x0	Size    : 0x8
 """
 
 
-# Counted by hand, with 3 for the second argument:
+# Counted by hand, with three trips:
 #   before the loop  6: IMAD, S2R, MOV, ISETP, ISETP and the BRA, which is issued though it is not taken (P1 is true)
 #   in the loop      7, three times: CS2R, LDG, FADD, MUFU, IADD3, ISETP, BRA; the LDG is issued for any lanes
 #   after it         3: the EXIT ends only the lanes with P0, the STG and the last EXIT are issued for the others
@@ -68,8 +64,7 @@ FORK = """
 """
 
 
-# Counted by hand, with 3 for the argument, which is preloaded into s2, and workgroup 1 in s3:
-# s_mov once, the loop of v_add, s_add, s_cmp and s_cbranch twice (s4 goes 1, 2, 3), s_endpgm once: 10.
+# Counted by hand, with two trips: s_mov once, the loop of v_add, s_add, s_cmp and s_cbranch twice, s_endpgm once: 10.
 AMD_LOOP = """
 	s_mov_b32 s4, s3
 .LBB0_1:                                ; =>This Inner Loop Header: Depth=1
@@ -78,61 +73,152 @@ AMD_LOOP = """
 	s_cmp_lt_i32 s4, s2
 	s_cbranch_scc1 .LBB0_1
 	s_endpgm
-		.amdhsa_user_sgpr_count 3
-		.amdhsa_user_sgpr_kernarg_preload_length 1
-		.amdhsa_user_sgpr_kernarg_preload_offset 0
-		.amdhsa_system_sgpr_workgroup_id_x 1
-		.amdhsa_system_sgpr_workgroup_id_y 0
-		.amdhsa_system_sgpr_workgroup_id_z 0
 	.amdgpu_metadata
-      - .offset:         0
-        .size:           4
     .private_segment_fixed_size: 0
     .vgpr_count:     2
 """
 
 
-def counted(code: Code) -> dict[str, int]:
+# A branch, then either of two ways, each of which loads 16 bytes a thread; the second one is longer.
+EITHER = """
+        /*0000*/                   ISETP.LT.AND P0, PT, RZ, c[0x0][0x168], PT ;
+        /*0010*/               @P0 BRA `(.L_x_1) ;
+        /*0020*/              @!P1 LDG.E.128 R8, [R2.64] ;
+        /*0030*/                   FADD R8, R8, R8 ;
+        /*0040*/              @!P1 STG.E.128 [R2.64], R8 ;
+        /*0050*/                   EXIT ;
+.L_x_1:
+        /*0060*/                   LDG.E.128 R8, [R2.64] ;
+        /*0070*/                   STG.E.128 [R2.64], R8 ;
+        /*0080*/                   EXIT ;
+"""
+
+# The same for a compiler that asks twice and lets both ways end together; other ways through load twice, or nothing.
+SHARED_END = """
+        /*0000*/                   ISETP.LT.AND P0, PT, RZ, c[0x0][0x168], PT ;
+        /*0010*/               @P0 BRA `(.L_x_1) ;
+        /*0020*/                   LDG.E.128 R8, [R2.64] ;
+.L_x_1:
+        /*0030*/              @!P0 BRA `(.L_x_2) ;
+        /*0040*/              @!P1 LDG.E.128 R8, [R2.64] ;
+        /*0050*/                   MOV R4, RZ ;
+.L_x_2:
+        /*0060*/                   EXIT ;
+"""
+
+# s_mov; an outer loop of two inner ones, each skipped where it has no trips, as LLVM lays them out; s_endpgm.
+AMD_NEST = """
+	s_mov_b32 s4, s3
+.LBB0_1:
+	s_cbranch_scc1 .LBB0_3
+.LBB0_2:
+	v_add_f32_e32 v1, v1, v1
+	s_cbranch_scc0 .LBB0_2
+.LBB0_3:
+	s_cbranch_scc1 .LBB0_5
+.LBB0_4:
+	v_mul_f32_e32 v1, v1, v1
+	v_mul_f32_e32 v1, v1, v1
+	s_cbranch_scc1 .LBB0_4
+.LBB0_5:
+	s_add_i32 s4, s4, 1
+	s_cbranch_scc1 .LBB0_1
+	s_endpgm
+	.amdgpu_metadata
+    .private_segment_fixed_size: 0
+    .vgpr_count:     2
+"""
+
+
+def follower(code: Code) -> Follower:
+    return Follower(code, threads=32)
+
+
+def once(trips: int, **loads: int) -> Trips:
+    """A plan with one loop."""
+    return Trips((Planned(trips, **loads),))
+
+
+def counted(code: Code, trips: Trips) -> dict[str, int]:
     """Instructions by heading."""
     found: dict[str, int] = {}
-    for place, times in walk(code).times().items():
+    for place, times in follower(code).walk(trips).times().items():
         heading = code.isa.heading(code.instructions[place])
         found[heading] = found.get(heading, 0) + times
     return found
 
 
 def test_a_loop_with_predicates_is_counted_as_by_hand() -> None:
-    code = sass.code(LOOP, ELF, [None, 3])
-    assert counted(code) == {"integer": 9, "alu": 4, "memory": 5, "control": 6, "fma": 3, "mufu": 3}
-    assert not walk(code).parted
+    code = sass.code(LOOP, ELF)
+    assert counted(code, once(3)) == {"integer": 9, "alu": 4, "memory": 5, "control": 6, "fma": 3, "mufu": 3}
+    assert not follower(code).parting
     assert (code.registers, code.stack) == (14, 0)
 
 
 def test_a_loop_that_is_not_entered_is_not_counted() -> None:
-    assert sum(counted(sass.code(LOOP, ELF, [None, 0])).values()) == 6 + 3
+    assert sum(counted(sass.code(LOOP, ELF), once(0)).values()) == 6 + 3
+
+
+def test_a_loop_may_be_left_by_ending_the_program() -> None:
+    """The loop's BRA becomes an EXIT where it is done, and a jump back; what came after the loop is never reached."""
+    listing = LOOP.replace("@!P2 BRA `(.L_x_0)", "@P2 EXIT ;\n        /*00c8*/   BRA `(.L_x_0)")
+    assert sum(counted(sass.code(listing, ELF), once(3)).values()) == 6 + 3 * 8 - 1
 
 
 def test_threads_that_part_count_both_ways() -> None:
-    code = sass.code(FORK, ELF, [])
-    assert sum(counted(code).values()) == 3 + 2 + 1 + 1
-    assert walk(code).parted == {2}
+    code = sass.code(FORK, ELF)
+    assert sum(counted(code, Trips()).values()) == 3 + 2 + 1 + 1
+    assert [code.instructions[follower(code).flow.last(block)].opcode for block in follower(code).parting] == ["BRA"]
 
 
-def test_a_loop_of_unknown_length_is_refused() -> None:
-    with pytest.raises(Untraceable, match="BRA"):
-        walk(sass.code(LOOP, ELF, [None, None]))
+def test_a_loop_that_was_not_planned_is_refused() -> None:
+    with pytest.raises(Untraceable, match="0 loops were planned, and the code has 1"):
+        follower(sass.code(LOOP, ELF)).walk(Trips())
+    with pytest.raises(Untraceable, match="2 loops were planned"):
+        follower(sass.code(LOOP, ELF)).walk(Trips((Planned(1), Planned(1))))
+
+
+def test_an_unrolled_loop_is_refused() -> None:
+    code = sass.code(LOOP, ELF)
+    assert follower(code).walk(once(3, loads=32 * 16))
+    twice = LOOP.replace("/*0080*/ ", "/*0078*/ @!P0 LDG.E.128 R8, [R2.64] ;\n        /*0080*/ ")
+    with pytest.raises(Untraceable, match=r"is it unrolled\? It ends with .*BRA"):
+        follower(sass.code(twice, ELF)).walk(once(3, loads=32 * 16))
+
+
+@pytest.mark.parametrize(("masked", "instructions"), [(False, 2 + 3), (True, 2 + 4)])
+@pytest.mark.parametrize("listing", [EITHER, SHARED_END])
+def test_of_two_ways_that_load_a_tile_the_longer_one_is_that_with_masks(
+    listing: str, masked: bool, instructions: int
+) -> None:
+    trips = Trips(masked=masked, loads=32 * 16)
+    assert sum(counted(sass.code(listing, ELF), trips).values()) == instructions
+
+
+def test_code_that_loads_less_than_a_tile_is_refused() -> None:
+    with pytest.raises(Untraceable, match="has to load 1024 bytes, and the code loads 512 at most"):
+        follower(sass.code(LOOP.replace("BRA `(.L_x_0)", "FADD R12, R8, R9"), ELF)).walk(Trips(loads=1024))
+
+
+def test_inner_loops_are_gone_through_in_every_trip_of_the_outer_one() -> None:
+    code = amdgcn.code(AMD_NEST)
+    # s_mov; then of each outer trip 2 + 2 a trip of the first inner loop, 1 + 3 a trip of the second, 2; s_endpgm
+    for outer, first, second in ((3, 2, 1), (2, 0, 3), (1, 4, 0)):
+        nest = Trips((Planned(outer, (Planned(first), Planned(second))),))
+        total = 1 + outer * (1 + 2 * first + 1 + 3 * second + 2) + 1
+        assert sum(follower(code).walk(nest).times().values()) == total
 
 
 def test_amd_code_is_counted_as_by_hand() -> None:
-    code = amdgcn.code(AMD_LOOP, [3])
-    assert sum(walk(code, (1, 0, 0)).times().values()) == 10
-    assert sum(walk(code, (2, 0, 0)).times().values()) == 6
+    code = amdgcn.code(AMD_LOOP)
+    assert sum(follower(code).walk(once(2)).times().values()) == 10
+    assert sum(follower(code).walk(once(1)).times().values()) == 6
 
 
-def test_an_amd_comparison_outlives_a_constant_made_of_reversed_bits() -> None:
-    skip = "s_cmp_lg_u32 s2, 3\n\ts_brev_b32 s5, 0xc0000000\n\ts_cbranch_scc1 .LBB0_1\n\ts_cmp_lg_u32 s5, 3\n\t"
-    code = amdgcn.code(AMD_LOOP.replace("s_mov_b32 s4, s3", skip + "s_cbranch_scc1 .LBB0_1\n\ts_endpgm"), [3])
-    assert sum(walk(code, (1, 0, 0)).times().values()) == 6
+def test_where_amd_code_asks_for_any_thread_some_are_active_and_threads_may_part() -> None:
+    code = amdgcn.code(AMD_LOOP.replace("s_mov_b32 s4, s3", "s_cbranch_execz .LBB0_1\n\ts_mov_b32 s4, s3"))
+    assert sum(follower(code).walk(once(2)).times().values()) == 11
+    assert len(follower(code).parting) == 1
 
 
 @pytest.mark.parametrize(("gpu", "rounds", "unpacks"), [(A100, "alu", "half"), (H100, "fma", "fma")])
