@@ -18,6 +18,7 @@ from perf.rows import Row, UserError
 DTYPES = {name: str(dtype).removeprefix("torch.") for name, dtype in library.DTYPES.items()}
 DIRECTIONS = ("forward", "forward_backward")
 SEED = 0
+FRESH = "fresh memory"  # how the names of such cases end
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Case:
     With `in_features` the GELU follows a Linear of that many inputs, the pair `F.gelu(F.linear(x, w, b))` against
     `bias_gelu(F.linear(x, w), b)`; `shape` is then the shape of the Linear's output. With `transposed` it is that of x,
     [N, C, L], and the result is transposed, plus a position: `bias_gelu_transpose`. With `model` it is one of
-    `models.MODELS`, and `shape` that of its output.
+    `models.MODELS`, and `shape` that of its output. With `fresh_memory` what a CPU call allocates was never touched
+    before; otherwise it was, as in a training loop (see `perf.time.allocator`).
     """
 
     name: str
@@ -55,6 +57,7 @@ class Case:
     in_features: int | None = None
     transposed: bool = False
     model: str = ""
+    fresh_memory: bool = False
 
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.shape))
@@ -232,7 +235,9 @@ def full() -> tuple[Case, ...]:
 
 def targets() -> tuple[Case, ...]:
     """The cases the CPU backend's goals are stated for."""
-    return product((mlp(TINY, batch=4), SMALLEST), approximates=("tanh", "none"), directions=DIRECTIONS)
+    large = mlp(TINY, batch=4)
+    sizes = large, SMALLEST, replace(large, name=f"{large.name}, {FRESH}", fresh_memory=True)
+    return product(sizes, approximates=("tanh", "none"), directions=DIRECTIONS)
 
 
 def gpu() -> tuple[Case, ...]:

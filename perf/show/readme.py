@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from perf.accuracy import ulp_errors
+from perf.cases import FRESH
 from perf.library import DTYPES, FORMULAS
 from perf.rows import DATA, KERNEL_BACKEND, RATIO, ROOT, Row, UserError, latest_rows, read_rows
 from perf.show import compare, plot, table
@@ -199,7 +200,8 @@ def ratios(rows: Sequence[Row]) -> Iterator[str]:
 
 def asked(row: Row) -> str:
     """A case in words, but for its direction."""
-    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate]}"
+    fresh = f", {FRESH}" if row.case.endswith(FRESH) else ""
+    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate]}{fresh}"
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:

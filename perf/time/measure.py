@@ -50,7 +50,7 @@ from perf.rows import (
     versions,
 )
 from perf.show import report, table
-from perf.time import check, measured_rows, timing
+from perf.time import allocator, check, measured_rows, timing
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 GIB = 2**30
@@ -163,7 +163,8 @@ def measured(case: Case, wanted: Mapping[str, Provider], machine: Machine) -> li
     if any(name in COMPILED for name in wanted):
         torch.compiler.reset()
     try:
-        return timed(case, wanted, machine, blank)
+        with allocator.memory(machine.device, fresh=case.fresh_memory) as kind:
+            return timed(case, wanted, machine, replace(blank, note=kind))
     except torch.OutOfMemoryError:  # the estimate was wrong, or another process took what was free
         return [replace(blank, provider=name, note="out of memory") for name in wanted]
 

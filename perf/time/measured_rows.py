@@ -18,8 +18,8 @@ GIGA, MICRO = 1e9, 1e-6
 def rows(case: Case, blank: Row, samples: Mapping[str, Sequence[float]], peaks: Mapping[str, int]) -> Iterator[Row]:
     """Rows of a case from the seconds per call and the peak bytes of each provider.
 
-    `blank` has what they share; `samples` may have the copy that bandwidth is held against. A provider's time comes
-    last: one that has its time has all its rows.
+    `blank` has what they share, its note which memory a call got; `samples` may have the copy that bandwidth is held
+    against. A provider's time comes last: one that has its time has all its rows.
     """
     for name, seconds in samples.items():
         row = replace(blank, provider=name, status="ok", value=0.0)
@@ -34,7 +34,8 @@ def rows(case: Case, blank: Row, samples: Mapping[str, Sequence[float]], peaks: 
             yield speed
             if name != COPY:
                 yield share(speed, copied_bytes(case) / statistics.median(samples[COPY]) / GIGA)
-        yield time(row, seconds, "" if name == COPY else f"baseline: {expression(case)}")
+        baseline = "" if name == COPY else f"baseline: {expression(case)}"
+        yield time(row, seconds, together(baseline, blank.note))
 
 
 def copied_bytes(case: Case) -> int:
@@ -70,8 +71,14 @@ def ratio(row: Row, rival: str, seconds: Sequence[float], others: Sequence[float
         low, _, high = spread([mine / other for mine, other in zip(seconds, others, strict=True)])
     fastest, other = min(seconds), min(others)
     note = f"{fastest / MICRO:.4g} us over {other / MICRO:.4g} us, the fastest of {len(seconds)}"
+    note = together(note, row.note)
     value = fastest / other
     return replace(row, metric=RATIO.format(rival), unit="1", value=value, low=low, high=high, note=note)
+
+
+def together(*notes: str) -> str:
+    """One note of several, which may be empty."""
+    return "; ".join(filter(None, notes))
 
 
 def spread(samples: Sequence[float]) -> tuple[float, float, float]:
