@@ -1,6 +1,7 @@
 """Kernels run in Triton's interpreter on machines without a GPU: the switch must be set before Triton is imported."""
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -9,6 +10,11 @@ if not torch.cuda.is_available():
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many of these as cores
+    torch.set_num_threads(1)
+
+TESTS = Path(__file__).parent
+KERNELS = ("core", "formulas", "ops")  # folders of tests of kernels; other files say so by `pytestmark`
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -21,3 +27,10 @@ def device() -> str:
 @pytest.fixture(autouse=True)
 def _same_numbers_every_run() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of kernels by the folders they lie in."""
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in KERNELS:
+            item.add_marker("kernels")

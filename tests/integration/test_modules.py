@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from perf.time.timing import peak_memory
 from triton_gelu import GELU, MLP, BiasGELU, Conv1dGELU, Conv2dGELU, LinearGELU, bias_gelu, gelu
 
+pytestmark = pytest.mark.kernels
+
 
 def test_gelu_is_the_function(device: str) -> None:
     x = torch.randn(4, 8, device=device)

@@ -12,6 +12,8 @@ import pytest
 
 from perf.rows import RATIO, ROOT, Row, read_rows
 
+pytestmark = pytest.mark.alone
+
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 CHILD = """
 import json

@@ -13,6 +13,8 @@ from perf.cases import Case
 from perf.rows import ROOT, read_rows
 from perf.time import gpu, measure
 
+pytestmark = pytest.mark.kernels
+
 
 def test_without_a_gpu_it_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -45,6 +45,7 @@ def test_times_of_the_interpreter_are_refused(
     assert "env -u TRITON_INTERPRET" in capsys.readouterr().err
 
 
+@pytest.mark.alone
 def test_rows_of_a_case_agree_with_each_other(tmp_path: Path) -> None:
     mine: dict[str, providers.Provider] = {"eager": providers.eager, "triton_gelu": providers.eager}
     measure.sweep([SMALL], mine, HERE, tmp_path / "rows.jsonl")
