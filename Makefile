@@ -3,38 +3,50 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
+# Tests run on all cores; those that measure time or memory run afterwards, alone.
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n auto --dist loadgroup
+
 .PHONY: sweep gpu test test-all matrix lint clean
 
-.venv/ready: pyproject.toml
+.venv/torch:
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	touch $@
+
+.venv/sweep: .venv/torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[perf]'
+	touch $@
+
+.venv/dev: .venv/torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-sweep: .venv/ready
+sweep: .venv/sweep
 	$(BIN)/python -m perf measure --set quick --plot
 
-gpu: .venv/ready
+gpu: .venv/dev
 	$(BIN)/python -m perf gpu
 
-lint: .venv/ready
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow and not alone' $(PARALLEL)
+	$(PYTEST) -m 'not slow and alone'
 
 # What PyTorch 2.13 brings to a GPU; beside its CPU build pip takes the newest Triton. Kernels have to pass under both.
 PINNED := triton==3.7.1
-KERNEL_TESTS := tests/core tests/formulas tests/ops tests/integration/test_modules.py tests/perf/test_gpu.py tests/perf/test_analyse.py
 
-.venv/pinned: .venv/ready
+.venv/pinned: .venv/dev
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ $(PINNED)
 
 test-all: test .venv/pinned
-	$(BIN)/python -m pytest -m slow
-	PYTHONPATH='$(CURDIR)/.venv/pinned' $(BIN)/python -m pytest -m 'not slow' $(KERNEL_TESTS)
+	$(PYTEST) -m 'slow and not alone' $(PARALLEL)
+	$(PYTEST) -m 'slow and alone'
+	PYTHONPATH='$(CURDIR)/.venv/pinned' $(PYTEST) -m 'kernels and not slow' $(PARALLEL)
 
 # The suite on other versions, each in an environment of its own: make matrix MATRIX="torch==2.14.1 torch==2.10.0,numpy==2.3.5".
 # Triton's interpreter before 3.7 wants numpy before 2.4: https://github.com/triton-lang/triton/issues/9171.
@@ -47,7 +59,8 @@ matrix: $(MATRIX:%=.matrix/%/passed)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet $(subst $(comma), ,$*)
 	$(@D)/bin/python -m pip install --quiet --editable '.[dev]' $(subst $(comma), ,$*)
-	$(@D)/bin/python -m pytest -m 'not slow'
+	$(@D)/bin/python -m pytest -m 'not slow and not alone' $(PARALLEL)
+	$(@D)/bin/python -m pytest -m 'not slow and alone'
 	touch $@
 
 FORCE:

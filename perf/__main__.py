@@ -10,9 +10,23 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from perf.results import UserError
+from perf.rows import UserError
 
-COMMANDS = {  # each is the module of that name, with add_arguments(parser) and run(args) -> exit code
+MODULES = {  # each has add_arguments(parser) and run(args) -> exit code
+    "measure": "perf.time.measure",
+    "analyse": "perf.static.analyse",
+    "saved": "perf.static.saved",
+    "calls": "perf.time.calls",
+    "accuracy": "perf.accuracy.ulp_errors",
+    "plot": "perf.show.plot",
+    "compare": "perf.show.compare",
+    "report": "perf.show.report",
+    "gpu": "perf.time.gpu",
+    "notebooks": "perf.show.notebooks",
+    "readme": "perf.show.readme",
+    "fit": "perf.accuracy.fit",
+}
+COMMANDS = {
     "measure": "time the cases on this machine",
     "analyse": "compile the kernels for GPUs that are not here, and count",
     "saved": "bytes and launches that fusing saves whole models on GPUs that are not here",
@@ -34,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = chosen(arguments[:1])
     try:
-        command = importlib.import_module(f"perf.{name}")
+        command = importlib.import_module(MODULES[name])
     except ModuleNotFoundError as missing:
         return complain(name, f"{missing}. The development set-up has it: pip install -e '.[dev]'")
     parser = argparse.ArgumentParser(

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from perf import library
+from perf.library import FORMULAS, parse_dim, parse_shape
 from perf.models import MODELS
-from perf.results import Row, UserError
-from triton_gelu.__main__ import parse_dim, parse_shape
-from triton_gelu.formulas import FORMULAS
+from perf.rows import Row, UserError
 
-APPROXIMATES = tuple(FORMULAS)
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPES = {name: str(dtype).removeprefix("torch.") for name, dtype in library.DTYPES.items()}
 DIRECTIONS = ("forward", "forward_backward")
 SEED = 0
+FRESH = "fresh memory"  # how the names of such cases end
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Case:
     With `in_features` the GELU follows a Linear of that many inputs, the pair `F.gelu(F.linear(x, w, b))` against
     `bias_gelu(F.linear(x, w), b)`; `shape` is then the shape of the Linear's output. With `transposed` it is that of x,
     [N, C, L], and the result is transposed, plus a position: `bias_gelu_transpose`. With `model` it is one of
-    `models.MODELS`, and `shape` that of its output.
+    `models.MODELS`, and `shape` that of its output. With `fresh_memory` what a CPU call allocates was never touched
+    before; otherwise it was, as in a training loop (see `perf.time.allocator`).
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     in_features: int | None = None
     transposed: bool = False
     model: str = ""
+    fresh_memory: bool = False
 
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.shape))
@@ -201,6 +203,11 @@ def product(
     )
 
 
+def but(*few: str) -> list[str]:
+    """All formulas except these, which have more cases."""
+    return [name for name in FORMULAS if name not in few]
+
+
 def quick() -> tuple[Case, ...]:
     """Under four minutes on two cores: fp32 and tanh at every size, the rest at two sizes, batch 1."""
     two = (mlp(TINY), mlp(LARGE))
@@ -208,7 +215,7 @@ def quick() -> tuple[Case, ...]:
     return (
         *product((SMALLEST, *map(mlp, WHISPER + OTHERS), first, second, linear_gelu(TINY))),
         *product((SMALLEST, *two, first), directions=("forward_backward",)),
-        *product(two, approximates=("none", "sigmoid")),
+        *product(two, approximates=but("tanh")),
         *product(two, dtypes=("bfloat16",)),
         *product((whole("encoder"), whole("mlps", frames=500)), approximates=("none",), directions=DIRECTIONS),
         *product((whole("mlps, recompute", frames=500),), approximates=("none",), directions=DIRECTIONS[1:]),
@@ -223,12 +230,14 @@ def full() -> tuple[Case, ...]:
         sizes += [case for model in WHISPER for case in conv_stem(model, batch)]
         sizes += [make(model, batch) for make in (linear_gelu, stem) for model in (TINY, LARGE)]
     sizes += [replace(mlp(TINY), name=f"{TINY.name} mlp, no bias", dim=None)]
-    return product(sizes, dtypes=DTYPES.values(), approximates=APPROXIMATES, directions=DIRECTIONS)
+    return product(sizes, dtypes=DTYPES.values(), approximates=FORMULAS, directions=DIRECTIONS)
 
 
 def targets() -> tuple[Case, ...]:
-    """The cases the CPU path's goals are stated for."""
-    return product((mlp(TINY, batch=4), SMALLEST), approximates=("tanh", "none"), directions=DIRECTIONS)
+    """The cases the CPU backend's goals are stated for."""
+    large = mlp(TINY, batch=4)
+    sizes = large, SMALLEST, replace(large, name=f"{large.name}, {FRESH}", fresh_memory=True)
+    return product(sizes, approximates=("tanh", "none"), directions=DIRECTIONS)
 
 
 def gpu() -> tuple[Case, ...]:
@@ -239,7 +248,7 @@ def gpu() -> tuple[Case, ...]:
     return (
         *product(sizes, dtypes=("bfloat16",), approximates=("tanh", "none"), directions=DIRECTIONS),
         *product((largest,), dtypes=("float32", "float16"), approximates=("tanh", "none"), directions=DIRECTIONS),
-        *product((largest,), dtypes=("bfloat16",), approximates=("sigmoid",), directions=DIRECTIONS),
+        *product((largest,), dtypes=("bfloat16",), approximates=but("tanh", "none"), directions=DIRECTIONS),
     )
 
 
@@ -260,7 +269,7 @@ def add_arguments(parser: argparse.ArgumentParser, sets: Sets = SETS, directions
 def add_filters(parser: argparse._ActionsContainer, directions: Sequence[str] = DIRECTIONS) -> None:
     """The words that cases and rows have in common; each may be repeated."""
     parser.add_argument("--dtype", type=_dtype, action="append", metavar="bf16", help="fp32, bf16 or fp16")
-    parser.add_argument("--approximate", choices=APPROXIMATES, action="append", help="formula")
+    parser.add_argument("--approximate", choices=FORMULAS, action="append", help="formula")
     parser.add_argument("--direction", choices=directions, action="append", help="forward, or with the backward")
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,11 @@ if not torch.cuda.is_available():
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many of these as cores
+    torch.set_num_threads(1)
+
+TESTS = Path(__file__).parent
+KERNELS = ("core", "formulas", "ops")  # folders of tests of kernels; other files say so by `pytestmark`
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -44,3 +50,10 @@ def without_kernels(nothing_kept: None, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture(autouse=True)
 def _same_numbers_every_run() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of kernels by the folders they lie in."""
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in KERNELS:
+            item.add_marker("kernels")

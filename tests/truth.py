@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from perf.truth import gelu, spacing
+from perf.accuracy.truth import gelu, spacing
 from triton_gelu.formulas import FORMULAS
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -20,8 +20,8 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import jit
 from truth import DTYPES, FORMULAS
 
-from perf.results import ROOT
-from perf.truth import gelu
+from perf.accuracy.truth import gelu
+from perf.rows import ROOT
 from triton_gelu import bias_gelu, bias_gelu_transpose
 from triton_gelu.core import compat_triton, run, targets
 from triton_gelu.core.launch import Launch
@@ -170,7 +170,7 @@ def test_a_nan_of_any_bits_stays_one(
 
 ONES = """
 import torch, triton
-from perf import gpus, offline
+from perf.static import gpus, offline
 from triton_gelu.ops import bias_gelu_kernels as kernels
 from triton_gelu.ops.bias_gelu import BIAS_GELU
 for name in ("bias_gelu_forward", "bias_gelu_backward"):

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from conftest import DEVICE
 
-from perf import fit, silicon, truth
+from perf.accuracy import fit, instruction_errors, truth
 from triton_gelu.core.arithmetic import INTERPRETED
 from triton_gelu.formulas import FORMULAS, Approximate
 from triton_gelu.formulas.device import d2gelu, dgelu, gelu
@@ -66,7 +66,7 @@ def errors(request: pytest.FixtureRequest) -> Iterator[None]:
     """Approximate instructions as they are, then off by the most that is documented, up and down."""
     if request.param and not INTERPRETED:
         pytest.skip("this is silicon")
-    with silicon.approximate(request.param):
+    with instruction_errors.approximate(request.param):
         yield
 
 

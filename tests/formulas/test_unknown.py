@@ -85,7 +85,7 @@ def test_an_axis_that_no_vector_lies_along_is_named(device: str) -> None:
 OFFLINE = """
 import sys, torch, triton
 sys.path[:0] = ["tests", "tests/formulas"]
-from perf import gpus, offline
+from perf.static import gpus, offline
 import test_unknown as kernels
 triton.runtime.driver.set_active(offline.Driver(gpus.{gpu}))
 for kernel in (kernels.formula_kernel, kernels.load_kernel, kernels.store_kernel, kernels.vector_kernel):
@@ -119,4 +119,4 @@ def test_a_formula_that_the_cpu_backend_does_not_know_is_named() -> None:
     with pytest.raises(ValueError, match="got 'swish'"):
         bias_gelu_cpu.forward(x, None, 0, "swish")
     with pytest.raises(ValueError, match="got 'swish'"):
-        bias_gelu_cpu.backward(x, x, None, 0, "swish", True, False)
+        bias_gelu_cpu.backward(x, x, None, 0, "swish", (True, False))

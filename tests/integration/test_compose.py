@@ -668,6 +668,7 @@ print(took)
 """
 
 
+@pytest.mark.alone
 @ways("eager", slow=("eager",))
 def test_the_import_is_quick_and_touches_no_gpu(way: str) -> None:
     keep = lambda name: name not in ("PYTHONDONTWRITEBYTECODE", "TRITON_INTERPRET")  # noqa: E731

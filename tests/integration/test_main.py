@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from perf.gpus import GPUS
+from perf.static.gpus import GPUS
 from triton_gelu import __main__ as report
 from triton_gelu.core import compat_triton
 from triton_gelu.ops.bias_gelu import BIAS_GELU

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perf.timing import peak_memory
+from perf.time.timing import peak_memory
 from triton_gelu import GELU, MLP, BiasGELU, Conv1dGELU, Conv2dGELU, LinearGELU, bias_gelu, gelu
+
+pytestmark = pytest.mark.kernels
 
 
 def test_gelu_is_the_function(device: str) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from perf import plot, readme, results
-from perf.results import ROOT, UserError
+from perf.rows import DATA, ROOT, Row, UserError, append_row, read_rows
+from perf.show import plot, readme
 
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SMALLER = {  # options that make a long command short, or only ask it for help
@@ -52,20 +52,20 @@ def test_a_stale_figure_and_a_stale_picture_are_found(tmp_path: Path, monkeypatc
     assert spoilt != text
     assert readme.rewritten(spoilt) == text
     data = tmp_path / "data"
-    shutil.copytree(results.DATA, data)
+    shutil.copytree(DATA, data)
     monkeypatch.setattr(readme, "DATA", data)
     assert readme.stale_pictures() == []
-    results.append(data / "targets.jsonl", results.read(data / "quick.jsonl")[0])
+    append_row(data / "targets.jsonl", read_rows(data / "quick.jsonl")[0])
     assert readme.stale_pictures() == []
-    quick = results.read(data / "quick.jsonl")
-    results.append(data / "quick.jsonl", readme_row(quick))
+    quick = read_rows(data / "quick.jsonl")
+    append_row(data / "quick.jsonl", readme_row(quick))
     assert [path.name for path in readme.stale_pictures()] == ["quick.png"]
     (data / "headroom.png").unlink()
     assert [path.name for path in readme.stale_pictures()] == ["headroom.png", "quick.png"]
     assert plot.digest(quick) != plot.digest(quick[1:])
 
 
-def readme_row(rows: list[results.Row]) -> results.Row:
+def readme_row(rows: list[Row]) -> Row:
     from dataclasses import replace
 
     return replace(rows[0], value=2 * (rows[0].value or 1.0))

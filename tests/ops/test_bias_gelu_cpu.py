@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from truth import FORMULAS, torch_gelu
 
-from perf import truth
-from perf.truth import spacing
+from perf.accuracy import truth
+from perf.accuracy.truth import spacing
 from triton_gelu.formulas import Logistic
 from triton_gelu.formulas.plain import CLOSED, MILLS, MILLS_SCALE, d2gelu, dgelu, gelu
 from triton_gelu.ops import bias_gelu_cpu

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from truth import DTYPES, FORMULAS, assert_no_worse_than, summation_slack, torch_gelu, true_pass
 
-from perf.truth import spacing
+from perf.accuracy.truth import spacing
 from triton_gelu import bias_gelu_transpose
 from triton_gelu.core import targets
 from triton_gelu.ops import bias_gelu_transpose_plan

@@ -1,0 +1,102 @@
+"""What perf takes from inside the library: no other module of perf imports a private one of it.
+
+`FORMULAS` and `DTYPES` are the library's lists. All else in perf that varies by formula or dtype follows them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from triton_gelu.__main__ import parse_dim, parse_shape
+from triton_gelu.core import checks, compat_triton
+from triton_gelu.core.dispatch import Backend
+from triton_gelu.core.op import Op
+from triton_gelu.core.targets import TARGETS
+from triton_gelu.formulas import FORMULAS
+from triton_gelu.ops.bias_gelu import BIAS_GELU
+from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
+
+if TYPE_CHECKING:
+    from perf.cases import Case
+
+__all__ = [
+    "DTYPES", "FORMULAS", "TARGETS", "call_by_kernels", "forget_drivers", "kernel_formulas", "parse_dim", "parse_shape",
+    "replaced", "triton_drives",
+]  # fmt: skip
+
+DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: fp32, bf16, fp16
+    str(dtype).removeprefix("torch.").replace("bfloat", "bf").replace("float", "fp"): dtype
+    for dtype in reversed(checks.DTYPES)
+    if dtype != torch.float64
+}
+META = torch.device("meta")
+
+
+def call_by_kernels(case: Case) -> Callable[[], object]:
+    """The library's call for a case on the meta device, by the backend that launches kernels.
+
+    `perf.static.offline` compiles what it launches.
+    """
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=case.torch_dtype, device=META)
+
+    x, bias = empty(*case.shape), None if case.dim is None else empty(case.bias_length)
+    dim = 0 if case.dim is None else case.dim % len(case.shape)
+    approximate = case.approximate
+    if case.transposed:
+        position = empty(*case.position_shape)
+        launched = _launched(BIAS_GELU_TRANSPOSE)
+        if case.direction == "backward":
+            dy = empty(case.shape[0], *case.position_shape)
+            return lambda: launched.backward(dy, x, bias, None, approximate, (True, bias is not None, False))
+        return lambda: launched.forward(x, bias, position, approximate)
+    launched = _launched(BIAS_GELU)
+    if case.direction == "double_backward":
+        double, needs = launched.double_backward, (True, True, bias is not None)
+        assert double is not None
+        return lambda: double(x, bias, x, x, bias, dim, approximate, needs)
+    if case.direction == "backward":
+        return lambda: launched.backward(x, x, bias, dim, approximate, (True, bias is not None))
+    return lambda: launched.forward(x, bias, dim, approximate)
+
+
+def _launched(op: Op) -> Backend:
+    """The backend that launches an operator's kernels."""
+    assert op.launched is not None
+    return op.launched
+
+
+@contextlib.contextmanager
+def replaced(bias_gelu: Callable[..., Tensor], bias_gelu_transpose: Callable[..., Tensor]) -> Iterator[None]:
+    """The library's layers and functions call these two in place of its operators."""
+    with (
+        mock.patch.object(BIAS_GELU, "call", bias_gelu),
+        mock.patch.object(BIAS_GELU_TRANSPOSE, "call", bias_gelu_transpose),
+    ):
+        yield
+
+
+def triton_drives(device_type: str) -> bool:
+    """Whether kernels run on such a device."""
+    return compat_triton.drives(device_type)[0]
+
+
+def forget_drivers() -> None:
+    """Make the library ask Triton again which devices it drives."""
+    compat_triton.drives.cache_clear()
+
+
+def kernel_formulas() -> tuple[ModuleType, Path]:
+    """The formulas as kernels have them, with the constants that `perf fit` makes, and their file."""
+    from triton_gelu.formulas import device
+
+    return device, Path(device.__file__ or "")

@@ -1,0 +1,199 @@
+"""Kernels to compare with, written as formulas are usually written down, and named for what they are.
+
+"flat index" walks the elements in one dimension and finds the bias by division, as generated code does; "one pass" has
+our shape of kernel, a tile of rows and columns, so that only the formula differs.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from perf.cases import Case
+from perf.static.offline import META, Call
+from triton_gelu.formulas import SIGMOID, TANH
+
+SQRT_HALF = tl.constexpr(math.sqrt(0.5))
+DENSITY = tl.constexpr(1 / math.sqrt(2 * math.pi))
+SCALE = tl.constexpr(math.sqrt(2 / math.pi))
+CUBIC = tl.constexpr(TANH.bend)
+QUICK = tl.constexpr(SIGMOID.linear)
+
+FLAT_BLOCK = 1024
+FORWARD_TILE = (4, 1024)
+BACKWARD_TILE = (2, 1024)
+SUM_TILE = (16, 128)
+SLAB_ROWS = 128  # rows of one partial sum
+DIVISIBLE = 16
+DTYPES = ("bfloat16",)  # one is enough to compare formulas with
+FUNCTIONS = {"none": "libdevice.erf", "tanh": "libdevice.tanh", "sigmoid": "tl.sigmoid"}
+
+
+@triton.jit
+def gelu(u, FORMULA: tl.constexpr):
+    if FORMULA == "none":
+        gate = 0.5 * (1 + libdevice.erf(u * SQRT_HALF))
+    elif FORMULA == "tanh":
+        gate = 0.5 * (1 + libdevice.tanh(SCALE * (u + CUBIC * u * u * u)))
+    elif FORMULA == "sigmoid":
+        gate = tl.sigmoid(u * QUICK)
+    else:
+        tl.static_assert(False, f"there is no comparison kernel for formula '{FORMULA}'")
+    return u * gate
+
+
+@triton.jit
+def dgelu(u, FORMULA: tl.constexpr):
+    if FORMULA == "none":
+        gate = 0.5 * (1 + libdevice.erf(u * SQRT_HALF))
+        slope = DENSITY * tl.exp(-0.5 * u * u)
+    elif FORMULA == "tanh":
+        t = libdevice.tanh(SCALE * (u + CUBIC * u * u * u))
+        gate = 0.5 * (1 + t)
+        slope = 0.5 * (1 - t * t) * SCALE * (1 + 3 * CUBIC * u * u)
+    elif FORMULA == "sigmoid":
+        gate = tl.sigmoid(u * QUICK)
+        slope = QUICK * gate * (1 - gate)
+    else:
+        tl.static_assert(False, f"there is no comparison kernel for formula '{FORMULA}'")
+    return gate + u * slope
+
+
+@triton.jit
+def flat_forward(
+    x_ptr, bias_ptr, y_ptr, n, C: tl.constexpr, INNER: tl.constexpr, FORMULA: tl.constexpr, BLOCK: tl.constexpr
+):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    u = tl.load(x_ptr + i, i < n).to(tl.float32) + tl.load(bias_ptr + i // INNER % C, i < n).to(tl.float32)
+    tl.store(y_ptr + i, gelu(u, FORMULA).to(y_ptr.dtype.element_ty), i < n)
+
+
+@triton.jit
+def flat_dx(
+    dy_ptr, x_ptr, bias_ptr, dx_ptr, n, C: tl.constexpr, INNER: tl.constexpr, FORMULA: tl.constexpr, BLOCK: tl.constexpr
+):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    u = tl.load(x_ptr + i, i < n).to(tl.float32) + tl.load(bias_ptr + i // INNER % C, i < n).to(tl.float32)
+    dx = tl.load(dy_ptr + i, i < n).to(tl.float32) * dgelu(u, FORMULA)
+    tl.store(dx_ptr + i, dx.to(dx_ptr.dtype.element_ty), i < n)
+
+
+@triton.jit
+def column_sums(from_ptr, to_ptr, rows, cols, SLAB: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """Sums of SLAB rows each: from [rows, cols] to [rows / SLAB, cols]."""
+    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    start = tl.program_id(1) * SLAB
+    for first in range(start, tl.minimum(start + SLAB, rows), BLOCK_ROWS):
+        row = first + tl.arange(0, BLOCK_ROWS)
+        inside = (row < rows)[:, None] & (col < cols)[None, :]
+        total += tl.load(from_ptr + row[:, None] * cols + col[None, :], inside, other=0.0).to(tl.float32)
+    tl.store(to_ptr + tl.program_id(1) * cols + col, tl.sum(total, 0).to(to_ptr.dtype.element_ty), col < cols)
+
+
+@triton.jit
+def tile_forward(
+    x_ptr, bias_ptr, y_ptr, rows, cols, FORMULA: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr
+):
+    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = (row < rows)[:, None] & (col < cols)[None, :]
+    place = row[:, None] * cols + col[None, :]
+    bias = tl.load(bias_ptr + col, col < cols).to(tl.float32)
+    u = tl.load(x_ptr + place, inside).to(tl.float32) + bias[None, :]
+    tl.store(y_ptr + place, gelu(u, FORMULA).to(y_ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def tile_backward(
+    dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, rows, cols,
+    FORMULA: tl.constexpr, SLAB: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    bias = tl.load(bias_ptr + col, col < cols).to(tl.float32)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    start = tl.program_id(1) * SLAB
+    for first in range(start, tl.minimum(start + SLAB, rows), BLOCK_ROWS):
+        row = first + tl.arange(0, BLOCK_ROWS)
+        inside = (row < rows)[:, None] & (col < cols)[None, :]
+        place = row[:, None] * cols + col[None, :]
+        u = tl.load(x_ptr + place, inside, other=0.0).to(tl.float32) + bias[None, :]
+        dx = tl.load(dy_ptr + place, inside, other=0.0).to(tl.float32) * dgelu(u, FORMULA)
+        tl.store(dx_ptr + place, dx.to(dx_ptr.dtype.element_ty), inside)
+        total += dx
+    tl.store(partial_ptr + tl.program_id(1) * cols + col, tl.sum(total, 0), col < cols)
+
+
+def flat(case: Case) -> Call:
+    """One dimension; backward writes dx, then sums it: the sum is of rounded values, and reads them again."""
+    x, bias = _tensors(case)
+    n, channels = case.elements, case.bias_length
+    inner = math.prod(case.shape[case.dim % len(case.shape) + 1 :])
+    grid = (triton.cdiv(n, FLAT_BLOCK),)
+    if case.direction == "forward":
+        return lambda: flat_forward[grid](x, bias, x, n, channels, inner, case.approximate, FLAT_BLOCK)
+
+    def backward() -> None:
+        flat_dx[grid](x, x, bias, x, n, channels, inner, case.approximate, FLAT_BLOCK)
+        rows = n // channels
+        partial = _partial(rows, channels)
+        _sum(x, partial, rows, channels, SLAB_ROWS)
+        _sum(partial, bias, len(partial), channels, len(partial))
+
+    return backward
+
+
+def one_pass(case: Case) -> Call:
+    """A tile of rows and columns; backward leaves partial sums behind."""
+    x, bias = _tensors(case)
+    channels = case.bias_length
+    rows = case.elements // channels
+
+    def forward() -> None:
+        height, width = FORWARD_TILE
+        grid = (triton.cdiv(channels, width), triton.cdiv(rows, height))
+        tile_forward[grid](x, bias, x, rows, channels, case.approximate, height, width)
+
+    def backward() -> None:
+        height, width = BACKWARD_TILE
+        partial = _partial(rows, channels)
+        grid = (triton.cdiv(channels, width), len(partial))
+        tile_backward[grid](x, x, bias, x, partial, rows, channels, case.approximate, SLAB_ROWS, height, width)
+        _sum(partial, bias, len(partial), channels, len(partial))
+
+    return backward if case.direction == "backward" else forward
+
+
+def rivals(case: Case) -> dict[str, Call]:
+    """The comparison kernels that can do a case, by name; there are none of a second backward pass."""
+    if case.direction == "double_backward":
+        return {}
+    if case.dim is None or case.transposed or case.dtype not in DTYPES or case.approximate not in FUNCTIONS:
+        return {}
+    function = FUNCTIONS[case.approximate]
+    found = {}
+    last = case.dim % len(case.shape) == len(case.shape) - 1
+    if case.direction == "forward":
+        found[f"{function}, flat index"] = flat(case)
+    elif last:
+        found[f"{function}, flat index, dx, then a separate dbias sum"] = flat(case)
+    if last and case.bias_length % DIVISIBLE == 0:  # else it would show how we treat other widths, not the formula
+        found[f"{function}, one pass"] = one_pass(case)
+    return found
+
+
+def _tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.empty(case.shape, dtype=case.torch_dtype, device=META)
+    return x, torch.empty(case.bias_length, dtype=case.torch_dtype, device=META)
+
+
+def _partial(rows: int, channels: int) -> torch.Tensor:
+    return torch.empty(triton.cdiv(rows, SLAB_ROWS), channels, dtype=torch.float32, device=META)
+
+
+def _sum(source: torch.Tensor, to: torch.Tensor, rows: int, channels: int, slab: int) -> None:
+    height, width = SUM_TILE
+    grid = (triton.cdiv(channels, width), triton.cdiv(rows, slab))
+    column_sums[grid](source, to, rows, channels, slab, height, width)

@@ -1,0 +1,158 @@
+"""What one launch asks of a GPU: instructions, units, registers, accesses and bytes, summed over its grid."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from perf.static.gpus import GPU
+from perf.static.machine import amdgcn, sass
+from perf.static.machine.code import Code, Untraceable
+from perf.static.machine.follow import Follower, Trips, Walk
+from perf.static.offline import Launched, disassembly, elf
+from perf.static.trips import trips
+
+ENOUGH_RUNS = 200  # a loop has found its rhythm by then
+BETWEEN = 3  # programs that stand for all those between the ends of one axis of a grid
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One launch on one GPU; counts are sums over all threads of the grid.
+
+    `headings` is what people read, `units` the lanes taken of each unit, `accesses` how often a thread reaches which
+    space how wide; `parted` the number of branches at which threads of a warp may part; `loads` and `stores` the bytes
+    that have to come from memory and go there, each tensor once; `in_flight` the bytes a processor waits for at a time.
+    """
+
+    launched: Launched
+    code: Code
+    headings: Counter[str]
+    units: Mapping[str, float]
+    accesses: Counter[tuple[str, int]]
+    parted: int
+    resident_warps: int
+    in_flight: float
+    loads: int
+    stores: int
+
+    @property
+    def spills(self) -> int:
+        """Instructions in the code that save registers to memory or fetch them back."""
+        return sum(space == "spill" for space, _ in self.code.accesses)
+
+
+def count(launched: Launched, gpu: GPU) -> Counted:
+    """Follow the machine code of a launch over its grid."""
+    code, threads = read(launched, gpu), launched.num_warps * gpu.warp
+    follower = Follower(code, threads)
+    walks: dict[Trips, Walk] = {}
+
+    def walk(program: tuple[int, int, int]) -> Walk:
+        planned = trips(launched, program)
+        if planned not in walks:
+            walks[planned] = follower.walk(planned)
+        return walks[planned]
+
+    times: Counter[int] = Counter()
+    for program, weight in sample(launched.grid):
+        for place, often in walk(program).times().items():
+            times[place] += often * weight * threads
+    headings: Counter[str] = Counter()
+    units: dict[str, float] = defaultdict(float)
+    accesses: Counter[tuple[str, int]] = Counter()
+    for place, often in times.items():
+        instruction = code.instructions[place]
+        headings[code.isa.heading(instruction)] += often
+        for unit, lanes in code.isa.busy(instruction).items():
+            units[gpu.does.get(unit, unit)] += often * lanes
+        if (access := code.accesses[place])[0]:
+            accesses[access] += often
+    loads, stores = traffic(launched)
+    if (stored := sum(width * often for (space, width), often in accesses.items() if space == "store")) < stores:
+        raise Untraceable(f"{launched.name}: {stores} bytes have to be stored, and {stored} were found in the code")
+    blocks = gpu.resident_blocks(code.registers, launched.shared, launched.num_warps)
+    resident = min(blocks, -(-launched.programs // gpu.processors)) * launched.num_warps
+    middle = walk((launched.grid[0] // 2, launched.grid[1] // 2, launched.grid[2] // 2))
+    return Counted(
+        launched=launched,
+        code=code,
+        headings=headings,
+        units=units,
+        accesses=accesses,
+        parted=len(follower.parting),
+        resident_warps=blocks * launched.num_warps,
+        in_flight=waited_for(code, middle) * gpu.warp * resident,
+        loads=loads,
+        stores=stores,
+    )
+
+
+def read(launched: Launched, gpu: GPU) -> Code:
+    """The machine code of a launch."""
+    if gpu.vendor == "AMD":
+        return amdgcn.code(launched.asm["amdgcn"])
+    return sass.code(disassembly(launched), elf(launched))
+
+
+def sample(grid: tuple[int, int, int]) -> Iterator[tuple[tuple[int, int, int], int]]:
+    """Places in a grid and the number of programs each stands for: the ends of an axis, and a few for all between."""
+    axes = []
+    for size in grid:
+        inner = range(1, size - 1)
+        few = min(BETWEEN, len(inner))
+        shares = [inner[len(inner) * i // few : len(inner) * (i + 1) // few] for i in range(few)]
+        axes.append([(end, 1) for end in {0, size - 1}] + [(share[len(share) // 2], len(share)) for share in shares])
+    for (x, of_x), (y, of_y), (z, of_z) in product(*axes):
+        yield (x, y, z), of_x * of_y * of_z
+
+
+def waited_for(code: Code, walked: Walk) -> float:
+    """Bytes from memory a thread has asked for, on average, whenever it has to wait for some of them."""
+    arrives: dict[str, int] = {}
+    waits = loaded = 0
+    for start, end in walked.runs[:ENOUGH_RUNS]:
+        for place in range(start, end):
+            used = code.used[place]
+            waits = max(waits, *(arrives[name] for name in used.reads & arrives.keys()), 0)
+            space, width = code.accesses[place]
+            if space == "load":
+                arrives.update(dict.fromkeys(used.writes, waits + 1))
+                loaded += width
+            else:
+                for name in used.writes & arrives.keys():
+                    del arrives[name]
+    return loaded / max(waits, 1)
+
+
+def traffic(launched: Launched) -> tuple[int, int]:
+    """Bytes that come from memory and bytes that go there: each tensor a kernel loads or stores, once."""
+    tensors = list(launched.arguments.values())
+    loads, stores = (
+        sum(tensors[place].numel() * tensors[place].itemsize for place in places)
+        for places in accessed(launched.asm["ttir"])
+    )
+    return loads, stores
+
+
+def accessed(ttir: str) -> tuple[set[int], set[int]]:
+    """The arguments a kernel loads from and those it stores to, followed through its pointer arithmetic."""
+    loads: set[int] = set()
+    stores: set[int] = set()
+    header = next(line for line in ttir.splitlines() if "tt.func public" in line)
+    origin = {name: place for place, name in enumerate(re.findall(r"%(\w+): [!\w]", header))}
+    for line in ttir.splitlines():
+        carried = re.findall(r"%(\w+) = %(\w+)", line.partition("iter_args(")[2])
+        origin.update((name, origin[start]) for name, start in carried if start in origin)
+        operation = re.match(r"\s*(?:%(\w+) = )?(tt\.(?:splat|addptr|broadcast|expand_dims|load|store)) %(\w+)", line)
+        if operation is None or operation[3] not in origin:
+            continue
+        result, name, source = operation.groups()
+        if name in ("tt.load", "tt.store"):
+            (loads if name == "tt.load" else stores).add(origin[source])
+        else:
+            origin[result] = origin[source]
+    return loads, stores

@@ -1,0 +1,174 @@
+"""What a call costs before its kernel runs: Python's time, a cold start, and how many kernels a model compiles.
+
+No GPU is needed, and none is timed. The time of a call is that of `F.gelu(x + b)` on CPU tensors against ours on the
+Triton backend, whose last step, Triton's `run`, does nothing: it is our share of a call, plus what Triton does in
+Python. A cold start is timed in new processes whose Triton cache is empty; its kernels are compiled for an H100.
+Kernels are counted as Triton's own cache tells them apart.
+
+examples:
+  python -m perf calls
+  python -m perf calls --seconds 20 --output rows.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+import triton
+from triton.compiler.compiler import CompiledKernel
+from triton.runtime.jit import JITFunction
+
+from perf import cases, library, providers
+from perf.cases import Case
+from perf.rows import OFFLINE, ROOT, Row, append_row
+from perf.show.table import as_text
+from perf.static import analyse
+from perf.static.gpus import GPU, H100
+from perf.static.offline import DeviceModule, Driver, launches
+from perf.time import measure, measured_rows, timing
+
+SMALL = Case("small", (1, 64))
+BATCHES, LENGTHS = (1, 8, 32), (16, 37, 128, 200, 512)
+BASE, BERT = cases.WHISPER[1], cases.OTHERS[1]
+MODELS: Mapping[str, Sequence[Case]] = {
+    f"{BASE.name}, batches {', '.join(map(str, BATCHES))}": [
+        case for batch in BATCHES for case in (*cases.conv_stem(BASE, batch), cases.mlp(BASE, batch))
+    ],
+    f"{BERT.name}, lengths {', '.join(map(str, LENGTHS))}": [
+        replace(cases.mlp(BERT), shape=(8, length, cases.MLP_RATIO * BERT.width)) for length in LENGTHS
+    ],
+}
+COLD_START = """
+import json, time
+laps = {}
+def lap(name, since):
+    laps[name] = time.perf_counter() - since
+since = time.perf_counter(); import torch; lap("import torch", since)
+since = time.perf_counter(); import triton_gelu; lap("import triton_gelu", since)
+from perf.time import calls
+x, bias = torch.randn(calls.SMALL.shape, requires_grad=True), torch.randn(calls.SMALL.bias_length, requires_grad=True)
+with calls.unlaunched(calls.H100):
+    since = time.perf_counter(); y = triton_gelu.bias_gelu(x, bias); lap("first forward", since)
+    since = time.perf_counter(); y.sum().backward(); lap("first backward", since)
+print(json.dumps(laps))
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m perf calls`."""
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="CPU time for the timed calls (default: %(default)s)"
+    )
+    parser.add_argument("--starts", type=cases.positive, default=3, help="cold starts (default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="ROWS.jsonl", help="append the rows to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Time, count, print; append rows where asked."""
+    measure.refuse_interpreter()
+    torch.set_num_threads(1)
+    rows = [*cold_starts(args.starts), *kernels(MODELS), *times(args.seconds)]
+    for row in rows if args.output else ():
+        append_row(args.output, row)
+    lines = [
+        [row.kind, row.case, row.direction.replace("_", " + "), row.provider, row.metric, f"{row.value:.3g} {row.unit}"]
+        for row in rows
+    ]
+    head = ["kind", "case", "direction", "provider", "metric", "value"]
+    print(as_text(f"CPU: {measure.cpu_name()}; no kernel ran", head, lines))
+    return 0
+
+
+def times(seconds: float) -> Iterator[Row]:
+    """Microseconds of a small call, forward and with its backward pass, and their ratio to PyTorch's."""
+    for case in cases.product((SMALL,), directions=cases.DIRECTIONS):
+        inputs = case.inputs(torch.device("cpu"))
+        with unlaunched(H100):
+            thunks = {
+                name: providers.thunk(case, providers.PROVIDERS[name](case), inputs)
+                for name in ("eager", "triton_gelu")
+            }
+            for thunk in thunks.values():
+                for _ in range(3):  # a kernel is compiled, loaded and launched
+                    thunk()
+            samples = timing.interleaved(thunks, threads=1, budget_s=seconds / len(cases.DIRECTIONS))
+        yield from measured_rows.rows(case, blank(case, "measured"), samples, {})
+
+
+def cold_starts(count: int) -> Iterator[Row]:
+    """Seconds until the first result in a new process, the fastest of several: imports, then plan and compilation."""
+    found = [cold_start() for _ in range(count)]
+    for name in found[0]:
+        row = blank(replace(SMALL, direction="backward" if "backward" in name else "forward"), "measured")
+        note = f"fastest of {count}; Triton's cache was empty"
+        value = min(each[name] for each in found)
+        yield replace(row, case="cold start", metric=name, unit="s", value=value, status="ok", note=note)
+
+
+def cold_start() -> dict[str, float]:
+    """Seconds of each step."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "TRITON_CACHE_DIR": folder}
+        command = [sys.executable, "-W", "ignore", "-c", COLD_START]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    laps: dict[str, float] = json.loads(done.stdout)
+    return laps
+
+
+def kernels(models: Mapping[str, Sequence[Case]]) -> Iterator[Row]:
+    """How many kernels Triton compiles for all shapes of a model, forward and backward, in bf16."""
+    for name, shapes in models.items():
+        asked = cases.product(shapes, dtypes=("bfloat16",), directions=analyse.DIRECTIONS)
+        launched = [each for case in asked for each in launches(H100, library.call_by_kernels(case))]
+        distinct = len({id(each.asm) for each in launched})  # one object a compiled kernel
+        row = replace(blank(asked[0], "static"), case=name, direction="forward_backward", device=H100.target)
+        note = f"for {len(launched)} launches"
+        yield replace(row, metric="kernels compiled", unit="kernels", value=distinct, status="ok", note=note)
+
+
+@contextlib.contextmanager
+def unlaunched(gpu: GPU) -> Iterator[None]:
+    """CPU tensors take the Triton backend, compiled for `gpu`; but what should launch a kernel does nothing."""
+    run = JITFunction.run
+
+    def compile_only(kernel: object, *args: object, grid: object, warmup: bool, **kwargs: object) -> object:
+        return run(kernel, *args, grid=grid, warmup=True, **kwargs)
+
+    triton.runtime.driver.set_active(_Driver(gpu))
+    library.forget_drivers()
+    with (
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(CompiledKernel, "_init_handles"),
+        mock.patch.object(CompiledKernel, "run", staticmethod(_nothing)),
+        mock.patch.object(torch, "get_device_module", return_value=DeviceModule(gpu)),
+    ):
+        yield
+
+
+def _nothing(*args: object) -> None:
+    """What a launch comes to."""
+
+
+class _Driver(Driver):
+    """A driver of CPU tensors."""
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def blank(case: Case, kind: str) -> Row:
+    """A row about the case that has no provider and no answer yet."""
+    machine = measure.Machine(torch.device("cpu"), threads=1, seconds=0.0)
+    backend = "launch left out" if kind == "measured" else OFFLINE
+    return replace(measure.blank_row(case, machine), kind=kind, backend=backend, provider="triton_gelu")
