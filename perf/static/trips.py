@@ -38,7 +38,7 @@ def forward(of: SimpleNamespace, program: Program) -> Trips:
 
 
 def backward(of: SimpleNamespace, program: Program) -> Trips:
-    """The batches of a program, and in each the steps along the axis that the bias is constant on: whole ones, others."""
+    """The batches of a program, and in each the steps along the axis where the bias is constant: whole, then masked."""
     group, segment = divmod(program[1], of.segments)
     size, across = (of.rows, of.BLOCK_ROWS), (of.cols * of.ALIGN, of.BLOCK_COLS)
     (length, block), (width, tile) = (across, size) if of.BIAS == "rows" else (size, across)

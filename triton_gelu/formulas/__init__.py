@@ -106,5 +106,5 @@ FORMULAS: Mapping[str, Formula] = {
 
 def check_approximate(approximate: str) -> None:
     """Raise ValueError unless `approximate` is a formula we have."""
-    if approximate not in FORMULAS:
+    if not isinstance(approximate, str) or approximate not in FORMULAS:  # what cannot be hashed is no formula
         raise ValueError(f"approximate must be one of {', '.join(map(repr, FORMULAS))}, got {approximate!r}")

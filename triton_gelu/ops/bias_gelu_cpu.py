@@ -24,10 +24,12 @@ BLOCK = 65536
 cache, calling an operation costs little against it, and torch shares out no less than half (at::internal::GRAIN_SIZE).
 """
 
+_formula = cache(formula_of)  # a small call takes microseconds: looking a formula up must not cost a part of that
+
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) of an eager CPU tensor, bias along dim >= 0, where no gradient is recorded."""
-    formula = formula_of(approximate)
+    formula = _formula(approximate)
     y = huge_pages.empty_like(x)
     wide = torch.promote_types(x.dtype, torch.float32)
     buffers: list[Tensor] = []
@@ -49,7 +51,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """dx and dbias of `forward`, each if it is needed. Over several blocks, dbias is summed in float64."""
     needs_x, needs_bias = needs
-    formula = formula_of(approximate)
+    formula = _formula(approximate)
     dx = huge_pages.empty_like(x) if needs_x else None
     wide = torch.promote_types(x.dtype, torch.float32)
     column = _column(bias, x.ndim - dim, wide)
