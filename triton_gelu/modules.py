@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -314,13 +315,13 @@ class MLP(nn.Module):
             return self._second(product, bias)
         # Computed again with the parameters of this pass, whatever fc2 has then. A touched fc2 may draw random numbers.
         alone = is_untouched(self.fc2, nn.Linear)
-        inputs = (product, bias, self.fc2.weight, self.fc2.bias) if alone else (product, bias)
-        y: Tensor = checkpoint(self._second, *inputs, use_reentrant=False, preserve_rng_state=not alone)
+        second = partial(self._second, bias=bias, parameters=(self.fc2.weight, self.fc2.bias) if alone else ())
+        y: Tensor = checkpoint(second, product, use_reentrant=False, preserve_rng_state=not alone)
         return y
 
-    def _second(self, product: Tensor, bias: Tensor | None, *parameters: Tensor | None) -> Tensor:
+    def _second(self, product: Tensor, bias: Tensor | None, parameters: tuple[Any, ...] = ()) -> Tensor:
         y = bias_gelu(product, bias, approximate=self.approximate)
-        z: Tensor = nn.functional.linear(y, *parameters) if parameters else self.fc2(y)  # type: ignore[arg-type]
+        z: Tensor = nn.functional.linear(y, *parameters) if parameters else self.fc2(y)
         return z
 
     def extra_repr(self) -> str:
