@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from triton_gelu import MLP, AudioEncoder
+from triton_gelu import GELU, MLP, AudioEncoder
 from triton_gelu.functional import Approximate
 
 MELS, HEAD, DEPTH = 80, 64, 4  # Whisper tiny: channels of its input, features of a head, layers
@@ -46,16 +45,24 @@ def mlps(shape: tuple[int, ...], approximate: Approximate, *, recompute: bool = 
     return nn.Sequential(*(MLP(shape[-1], approximate=approximate, recompute=recompute) for _ in range(DEPTH)))
 
 
+class TorchEncoder(AudioEncoder):
+    """The encoder without a fused GELU."""
+
+    def _stem(self, mel: Tensor) -> Tensor:
+        for conv in (self.conv1, self.conv2):
+            mel = nn.functional.gelu(conv(mel), approximate=self.approximate)
+        return mel.transpose(1, 2) + self.get_buffer("positional_embedding")
+
+
 def in_torch(model: nn.Module, approximate: str) -> nn.Module:
-    """The model with two of PyTorch's layers, or its MLP, for each of ours."""
+    """The model with PyTorch's GELU for each of ours."""
+    if isinstance(model, AudioEncoder):
+        model.__class__ = TorchEncoder
     for name, part in model.named_children():
-        kinds = [kind for kind in type(part).__mro__[1:] if kind.__module__.startswith("torch.nn.modules")]
         if isinstance(part, MLP):
-            setattr(model, name, nn.Sequential(*in_torch(part, approximate).children()))
-        elif hasattr(part, "approximate"):
-            layer = copy.copy(part)
-            layer.__class__ = kinds[0]
-            setattr(model, name, nn.Sequential(layer, nn.GELU(approximate)))
+            setattr(model, name, nn.Sequential(part.fc1, nn.GELU(approximate), part.fc2))
+        elif isinstance(part, GELU):
+            setattr(model, name, nn.GELU(approximate))
         else:
             in_torch(part, approximate)
     return model

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from .functional import Approximate, bias_gelu_transpose
-from .modules import Conv1dGELU, LinearGELU
+from .functional import Approximate, bias_gelu, bias_gelu_transpose, check_approximate
+from .modules import GELU, is_untouched, product_and_bias
 
 LONGEST_PERIOD = 10_000
 """Of the positional embedding, over 2 pi (Vaswani et al., arXiv:1706.03762, section 3.5)."""
@@ -19,7 +20,8 @@ class AudioEncoder(nn.Module):
     """Log-mel spectrograms to features: two convolutions, the second of stride 2, then transformer blocks.
 
     Parameters and results are those of `whisper.model.AudioEncoder` in openai-whisper, so that its checkpoints load by
-    `load_state_dict`.
+    `load_state_dict`. Its layers are PyTorch's own. A bias and the GELU after it are one pass while nobody has touched
+    the layer: one that was replaced, wrapped, hooked, quantised or sharded is called, and GELU follows.
 
     Args:
         n_mels: channels of the spectrogram.
@@ -38,9 +40,11 @@ class AudioEncoder(nn.Module):
     ) -> None:
         if n_state % 2 or n_state % n_head:
             raise ValueError(f"n_state must be even and a multiple of n_head = {n_head}, got {n_state}")
+        check_approximate(approximate)
         super().__init__()
-        self.conv1 = Conv1dGELU(n_mels, n_state, 3, padding=1, approximate=approximate)
-        self.conv2 = Conv1dGELU(n_state, n_state, 3, stride=2, padding=1, approximate=approximate)
+        self.approximate: Approximate = approximate
+        self.conv1 = nn.Conv1d(n_mels, n_state, 3, padding=1)
+        self.conv2 = nn.Conv1d(n_state, n_state, 3, stride=2, padding=1)
         self.register_buffer("positional_embedding", sinusoids(n_ctx, n_state))
         self.blocks = nn.ModuleList(_Block(n_state, n_head, approximate) for _ in range(n_layer))
         self.ln_post = nn.LayerNorm(n_state)
@@ -54,15 +58,16 @@ class AudioEncoder(nn.Module):
         return features
 
     def _stem(self, mel: Tensor) -> Tensor:
-        """Both convolutions, channels last, plus the position: after the second product, in one pass."""
-        x, conv2, position = self.conv1(mel), self.conv2, self.get_buffer("positional_embedding")
-        whole = type(conv2) is not Conv1dGELU or conv2.hooked  # then it is somebody's own, or has to be seen called
-        x = conv2(x) if whole else conv2.product(x)
-        if x.shape[-1] != len(position):
+        """Both convolutions and GELUs, channels last, plus the position: after the second product, in one pass."""
+        position = self.get_buffer("positional_embedding")
+        x = bias_gelu(*product_and_bias(self.conv1, nn.Conv1d, mel), dim=-2, approximate=self.approximate)
+        product, bias = product_and_bias(self.conv2, nn.Conv1d, x)
+        if product.shape[-1] != len(position):
             raise ValueError(f"mel must have {2 * len(position)} frames, got {mel.shape[-1]}")
-        if whole:
-            return (x.transpose(1, 2) + position).to(x.dtype)
-        return bias_gelu_transpose(x, conv2.bias, position, approximate=conv2.approximate)
+        return bias_gelu_transpose(product, bias, position, approximate=self.approximate)
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}"
 
 
 class _Block(nn.Module):
@@ -72,14 +77,29 @@ class _Block(nn.Module):
         super().__init__()
         self.attn = _Attention(n_state, n_head)
         self.attn_ln = nn.LayerNorm(n_state)
-        first, last = LinearGELU(n_state, 4 * n_state, approximate=approximate), nn.Linear(4 * n_state, n_state)
-        self.mlp = nn.Sequential(first, nn.Identity(), last)  # Identity: in checkpoints the last layer is mlp.2
+        self.mlp = _Sequential(nn.Linear(n_state, 4 * n_state), GELU(approximate), nn.Linear(4 * n_state, n_state))
         self.mlp_ln = nn.LayerNorm(n_state)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.attn_ln(x))
         y: Tensor = x + self.mlp(self.mlp_ln(x))
         return y
+
+
+class _Sequential(nn.Sequential):
+    """A Linear, GELU and another Linear, under the numbers that they have in checkpoints.
+
+    What nn.Sequential computes, but the first bias and GELU in one pass while neither layer is touched.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers: list[Any] = list(self)
+        if len(layers) > 1 and is_untouched(layers[1], GELU):
+            x = bias_gelu(*product_and_bias(layers[0], nn.Linear, x), approximate=layers[1].approximate)
+            layers = layers[2:]
+        for layer in layers:
+            x = layer(x)
+        return x
 
 
 class _Attention(nn.Module):

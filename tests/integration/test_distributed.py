@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from ways import RANKS, ways
 
-from triton_gelu import BiasGELU, bias_gelu
+from triton_gelu import MLP as FusedMLP
+from triton_gelu import AudioEncoder, BiasGELU, LinearGELU, bias_gelu
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -55,7 +56,8 @@ def full(tensor: Any) -> Tensor:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    names = {"act.bias": "up.bias"}
+    names = {"act.bias": "up.bias", "fc1.weight": "up.weight", "fc1.bias": "up.bias"}
+    names |= {"fc2.weight": "down.weight", "fc2.bias": "down.bias"}
     return {names.get(k, k): full(p.grad) for k, p in model.named_parameters()}
 
 
@@ -128,6 +130,66 @@ def test_tensor_parallel_MLP(way: str) -> None:
     torch.testing.assert_close(loss(fused, x), expected)
     assert fused.act.bias.grad.placements == (Shard(0),)
     check_gradients(fused, plain)
+
+
+def mlp_layers() -> tuple[FusedMLP, MLP, Tensor]:
+    """`triton_gelu.MLP` and the plain model with its parameters, and a batch for them."""
+    _, plain, x = models()
+    layers = FusedMLP(8, 16)
+    layers.load_state_dict(
+        {name.replace("up", "fc1").replace("down", "fc2"): p for name, p in plain.state_dict().items()}
+    )
+    return layers, plain, x
+
+
+@ways("distributed")
+def test_tensor_parallel_layers(way: str) -> None:
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    on = mesh()
+    for recompute in (False, True):
+        for local in (False, True):
+            layers, plain, x = mlp_layers()
+            layers.recompute = recompute
+            plan = {"fc1": ColwiseParallel(use_local_output=local), "fc2": RowwiseParallel()}
+            parallelize_module(layers, on, plan)
+            torch.testing.assert_close(loss(layers, x), loss(plain, x))
+            check_gradients(layers, plain)
+    plain, encoder = AudioEncoder(4, 6, 8, 2, 1), AudioEncoder(4, 6, 8, 2, 1)
+    encoder.load_state_dict(plain.state_dict())
+    parallelize_module(encoder, on, {"blocks.0.mlp.0": ColwiseParallel(), "blocks.0.mlp.2": RowwiseParallel()})
+    spectrogram = torch.randn(2, 4, 12)
+    torch.testing.assert_close(loss(encoder, spectrogram), loss(plain, spectrogram))
+    check_gradients(encoder, plain, rtol=1e-4, atol=1e-5)
+    for style in (ColwiseParallel, RowwiseParallel):  # GELU of half a sum, or of a sum without the other half, is none
+        with pytest.raises(NotImplementedError, match=r"only support nn\.Linear"):
+            parallelize_module(nn.Sequential(LinearGELU(8, 16)), on, {"0": style()})
+
+
+@ways("distributed")
+def test_fully_sharded_layers(way: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    for recompute in (False, True):
+        for parts in ((), ("fc1",), ("fc2",), ("fc1", "fc2")):
+            layers, plain, x = mlp_layers()
+            layers.recompute = recompute
+            for name in parts:
+                fully_shard(layers.get_submodule(name), mesh=mesh())
+            fully_shard(layers, mesh=mesh(), reshard_after_forward=True)
+            root = fully_shard(nn.Sequential(layers), mesh=mesh())
+            torch.testing.assert_close(loss(root, x), loss(plain, x))
+            check_gradients(layers, plain)
+    plain, spectrogram = AudioEncoder(4, 6, 8, 2, 1), torch.randn(2, 4, 12)
+    expected = loss(plain, spectrogram)
+    for parts in ((), ("conv1", "conv2", "blocks.0"), ("conv2", "blocks.0.mlp.0")):
+        encoder = AudioEncoder(4, 6, 8, 2, 1)
+        encoder.load_state_dict(plain.state_dict())
+        for name in parts:
+            fully_shard(encoder.get_submodule(name), mesh=mesh())
+        fully_shard(encoder, mesh=mesh())
+        torch.testing.assert_close(loss(encoder, spectrogram), expected)
+        check_gradients(encoder, plain, rtol=1e-4, atol=1e-5)
 
 
 @ways("compiled, distributed")
