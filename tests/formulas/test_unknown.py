@@ -110,7 +110,7 @@ def test_so_it_is_where_kernels_are_compiled(gpu: str) -> None:
 
 @pytest.mark.parametrize("function", [plain.gelu, plain.dgelu, plain.d2gelu], ids=lambda function: function.__name__)
 def test_a_formula_that_pytorch_code_does_not_know_is_named(function: object) -> None:
-    with pytest.raises(ValueError, match="approximate must be one of 'tanh', 'none', 'sigmoid', got 'swish'"):
+    with pytest.raises(ValueError, match=f"approximate must be one of {', '.join(map(repr, FORMULAS))}, got 'swish'"):
         function(torch.zeros(3), "swish")  # type: ignore[operator]
 
 

@@ -228,7 +228,7 @@ ERRORS = {
     "fp8": ((torch.ones(3).to(torch.float8_e4m3fn),), {}, TypeError, "got torch.float8_e4m3fn"),
     "a sparse tensor": ((X.to_sparse(),), {}, TypeError, "x must be a dense .* got layout torch.sparse_coo"),
     "a quantised tensor": ((torch.quantize_per_tensor(X, 0.1, 0, torch.qint8),), {}, TypeError, "got torch.qint8"),
-    "an unknown formula": ((X,), {"approximate": "erf"}, ValueError, "'tanh', 'none', 'sigmoid', got 'erf'"),
+    "an unknown formula": ((X,), {"approximate": "erf"}, ValueError, f"{', '.join(map(repr, FORMULAS))}, got 'erf'"),
     "a formula that is no word": ((X,), {"approximate": True}, ValueError, "got True"),
     "a formula that can't be hashed": ((X,), {"approximate": ["tanh"]}, ValueError, r"got \['tanh'\]"),
     "a bias that is a number": ((X, 1.0), {}, TypeError, "bias must be a torch.Tensor or None, got float"),

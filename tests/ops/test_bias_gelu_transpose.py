@@ -258,7 +258,7 @@ ERRORS = {
     "a position like x": ((X, BIAS, X[0]), {}, ValueError, r"position must have shape \(5, 4\) .* got shape \(4, 5\)"),
     "a position of integers": ((X, BIAS, POSITION.int()), {}, TypeError, "position must have .* got torch.int32"),
     "a position elsewhere": ((X, BIAS, POSITION.to("meta")), {}, ValueError, "position must be on x's device, cpu"),
-    "an unknown formula": ((X,), {"approximate": "erf"}, ValueError, "'tanh', 'none', 'sigmoid', got 'erf'"),
+    "an unknown formula": ((X,), {"approximate": "erf"}, ValueError, f"{', '.join(map(repr, FORMULAS))}, got 'erf'"),
 }  # fmt: skip
 
 

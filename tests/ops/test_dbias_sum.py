@@ -42,10 +42,12 @@ def test_the_bias_gradient_of_a_million_rows_is_within_2_ulp(kind: str, device: 
 @pytest.mark.parametrize("processors", [108, 132, 148])
 @pytest.mark.parametrize("cols", [2, 64, 768, 16384])
 def test_a_million_terms_of_one_sign_are_added_within_an_ulp_of_bfloat16(cols: int, processors: int) -> None:
-    walk = matrices((ROWS, cols), 1, (cols, 1), (cols, 1), (cols, 1))
-    assert walk is not None
+    as_matrices = matrices((ROWS, cols), 1, (cols, 1), (cols, 1), (cols, 1))
+    assert as_matrices is not None
     target = replace(TARGETS["sm_90"], processors=processors)
-    plan = bias_gelu_plan.backward_launches(walk, 2, "tanh", target, needs_dy=False, needs_x=True, needs_bias=True)
+    plan = bias_gelu_plan.backward_launches(
+        as_matrices, 2, "tanh", target, needs_dy=False, needs_x=True, needs_bias=True
+    )
     _, _, _, _, _, steps, *_ = plan.main.integers
     constants: dict[str, Any] = dict(plan.main.constants)
     longest = steps * constants["UNROLL"] + math.log2(constants["BLOCK_ROWS"])  # a lane's own sum, then a tree

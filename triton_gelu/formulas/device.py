@@ -72,7 +72,7 @@ ROUND = tl.constexpr(1.5 * 2**23)
 SQUARE_STEP, SQUARE_REST = _split(2 * math.log(2), 17)
 CUBE_STEP, CUBE_STEP_REST = _split(math.log(2) / TANH_CUBIC.value, 16)
 CUBE_SHIFT, CUBE_SHIFT_REST = _split(1 / TANH.bend, 21)
-LINE_STEP, LINE_STEP_REST = _split(math.log(2) / SIGMOID_LINEAR.value, 16)
+SIGMOID_STEP, SIGMOID_STEP_REST = _split(math.log(2) / SIGMOID_LINEAR.value, 16)
 STRETCH = tl.constexpr(SQUARE_REST.value / SQUARE_STEP.value)
 
 # Mills' ratio C / C' is a polynomial in 1 / (|u| + POLE) - MIDDLE.
@@ -92,6 +92,13 @@ def cubic_over_n(n, FORMULA: tl.constexpr, LINEAR: tl.constexpr, CUBIC: tl.const
         return SIGMOID_LINEAR * LINEAR
     else:
         tl.static_assert(False, f"no logistic gate is known for formula '{FORMULA}'")
+
+
+@triton.jit
+def reduce_line(n, STEP: tl.constexpr, STEP_REST: tl.constexpr, F32X2: tl.constexpr):
+    """n = k (STEP + STEP_REST) + f, in the unit of a gate without a cubic; r has k in its low bits. Returns r and f."""
+    r = fma(n, 1 / STEP, ROUND, F32X2)
+    return r, fma(neg(r - ROUND), STEP_REST, fma(neg(r - ROUND), STEP, n, F32X2), F32X2)
 
 
 @triton.jit
@@ -116,8 +123,7 @@ def exponential(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, F32X2: tl.constex
             f = fma(n, t, fma(neg(r - ROUND), CUBE_STEP_REST, f, F32X2), F32X2)
         elif FORMULA == "sigmoid":
             unit: tl.constexpr = SIGMOID_LINEAR
-            r = fma(n, 1 / LINE_STEP, ROUND, F32X2)
-            f = fma(neg(r - ROUND), LINE_STEP_REST, fma(neg(r - ROUND), LINE_STEP, n, F32X2), F32X2)
+            r, f = reduce_line(n, SIGMOID_STEP, SIGMOID_STEP_REST, F32X2)
         else:
             tl.static_assert(False, f"no range reduction is known for formula '{FORMULA}'")
         exp = (0.00138436301589, 0.0083741751055, 0.0416680033646, 0.166664310352, 0.499999942004, 1.00000003221, 1.0)
