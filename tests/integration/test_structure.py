@@ -2,9 +2,11 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,21 +17,93 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "triton_gelu"
 
 
-def imports(file: Path) -> set[str]:
-    found = set()
+FLOORS = [  # each imports from those before it, and from its own
+    {"formulas"},
+    {"core"},
+    {"ops"},
+    {"functional"},
+    {"modules"},
+    {"audio", "fuse"},
+    {"__init__", "__main__"},
+]
+"""The package's modules and folders: formulas know what GELU is, core what PyTorch and Triton are, ops both."""
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The modules that a file of the package imports, by their absolute names."""
+    folder = file.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= (
-                {f"{node.module}.{name.name}" for name in node.names} if node.module == "triton_gelu" else {node.module}
-            )
-    return found
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = [*folder[: len(folder) - node.level + 1]] if node.level else []
+            module = [*package, *filter(None, (node.module or "").split("."))]
+            yield from (".".join([*module, name.name]) for name in node.names)
+
+
+def floor(name: str) -> str:
+    """The module or folder of the package that an import is from."""
+    return [*name.split("."), "__init__"][1]
+
+
+def test_imports_go_down_only() -> None:
+    place = {name: number for number, names in enumerate(FLOORS) for name in names}
+    files = list(PACKAGE.rglob("*.py"))
+    assert {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in files} == set(place)
+    for file in files:
+        own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for name in imported(file):
+            if name.split(".")[0] == PACKAGE.name and floor(name) in place:
+                other = floor(name)
+                assert other == own or place[other] < place[own], f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_core_knows_no_operator_and_formulas_know_nothing_of_torchs_insides() -> None:
+    for file in (PACKAGE / "core").rglob("*.py"):
+        assert not [name for name in imported(file) if floor(name) in ("ops", "formulas") and "triton_gelu" in name], (
+            file
+        )
+    private = ("torch._", "triton._", "triton.runtime", "triton.compiler", "triton.backends")
+    for file in PACKAGE.rglob("*.py"):
+        if not file.name.startswith("compat_"):
+            found = [name for name in imported(file) if name.startswith(private)]
+            assert not found, f"{file.relative_to(ROOT)} imports {found}"
+
+
+def test_the_package_imports_itself_relatively_so_that_two_copies_keep_apart() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                assert (node.module or "").split(".")[0] != PACKAGE.name, file
+            elif isinstance(node, ast.Import):
+                assert not [name.name for name in node.names if name.name.split(".")[0] == PACKAGE.name], file
+
+
+@pytest.mark.slow
+def test_two_copies_in_one_process_register_operators_of_their_own(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "another_gelu", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+import torch, triton_gelu, another_gelu
+x, bias = torch.randn(4, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+for package in triton_gelu, another_gelu:
+    function = torch.compile(package.bias_gelu, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(function(x, bias), torch.nn.functional.gelu(x + bias, approximate="tanh"))
+print(torch.ops.triton_gelu.bias_gelu.default.name(), torch.ops.another_gelu.bias_gelu.default.name())
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["triton_gelu::bias_gelu", "another_gelu::bias_gelu"]
 
 
 def test_the_package_knows_nothing_of_its_tests_and_measurements() -> None:
     for file in PACKAGE.rglob("*.py"):
-        assert not {name.split(".")[0] for name in imports(file)} & {"perf", "tests", "numpy", "matplotlib"}
+        assert not {name.split(".")[0] for name in imported(file)} & {"perf", "tests", "numpy", "matplotlib"}
+
+
+def test_no_file_is_too_long_to_read() -> None:
+    assert {file.name: lines for file in PACKAGE.rglob("*.py") if (lines := file.read_text().count("\n")) > 330} == {}
 
 
 def test_every_public_name_is_there() -> None:
