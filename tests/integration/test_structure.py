@@ -18,15 +18,15 @@ PACKAGE = ROOT / "triton_gelu"
 
 
 FLOORS = [  # each imports from those before it, and from its own
-    {"formulas"},
     {"core"},
+    {"formulas"},
     {"ops"},
     {"functional"},
     {"modules"},
     {"audio", "fuse"},
     {"__init__", "__main__"},
 ]
-"""The package's modules and folders: formulas know what GELU is, core what PyTorch and Triton are, ops both."""
+"""The package's modules and folders: core knows PyTorch and Triton, formulas what GELU is, ops both."""
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -58,7 +58,7 @@ def test_imports_go_down_only() -> None:
                 assert other == own or place[other] < place[own], f"{file.relative_to(ROOT)} imports {name}"
 
 
-def test_core_knows_no_operator_and_formulas_know_nothing_of_torchs_insides() -> None:
+def test_core_knows_no_operator_and_no_formula_and_private_names_stand_in_compat_files_only() -> None:
     for file in (PACKAGE / "core").rglob("*.py"):
         assert not [name for name in imported(file) if floor(name) in ("ops", "formulas") and "triton_gelu" in name], (
             file
