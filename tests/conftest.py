@@ -30,11 +30,13 @@ def nothing_kept() -> Iterator[None]:
     """Operators forget what they found out of calls before a test, and what they find out in it."""
     from triton_gelu.ops.bias_gelu import BIAS_GELU
     from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
+    from triton_gelu.ops.gelu_after_bias import GELU_AFTER_BIAS
 
-    for op in (BIAS_GELU, BIAS_GELU_TRANSPOSE):
+    operators = BIAS_GELU, BIAS_GELU_TRANSPOSE, GELU_AFTER_BIAS
+    for op in operators:
         op.cache.clear()
     yield
-    for op in (BIAS_GELU, BIAS_GELU_TRANSPOSE):
+    for op in operators:
         op.cache.clear()
 
 
