@@ -18,6 +18,7 @@ from perf.rows import Row, UserError
 DTYPES = {name: str(dtype).removeprefix("torch.") for name, dtype in library.DTYPES.items()}
 DIRECTIONS = ("forward", "forward_backward")
 SEED = 0
+MOST_ELEMENTS = 2**60  # a size in bytes is a signed number of 64 bits, also in float64
 FRESH = "fresh memory"  # how the names of such cases end
 
 
@@ -285,7 +286,7 @@ def wanted(about: Case | Row, args: argparse.Namespace) -> bool:
 def select(args: argparse.Namespace, sets: Sets = SETS) -> tuple[Case, ...]:
     """The cases asked for. Raises `UserError` where nothing fits."""
     if args.shape:
-        own = tuple(Case("own", shape, _checked(args.dim, shape)) for shape in args.shape)
+        own = tuple(Case("own", _addressable(shape), _checked(args.dim, shape)) for shape in args.shape)
         return product(
             own,
             dtypes=args.dtype or ("float32",),
@@ -304,6 +305,23 @@ def _checked(dim: int | None, shape: Sequence[int]) -> int | None:
             f"--dim {dim} is outside --shape {','.join(map(str, shape))}, which has {len(shape)} dimensions"
         )
     return dim
+
+
+def _addressable(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if math.prod(shape) >= MOST_ELEMENTS:
+        raise UserError(f"--shape {','.join(map(str, shape))} has more elements than PyTorch can address")
+    return shape
+
+
+def seconds(text: str) -> float:
+    """A time from the command line."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
+    return number
 
 
 def positive(text: str) -> int:
