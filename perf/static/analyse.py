@@ -25,7 +25,7 @@ from typing import Any
 
 import triton
 
-from perf import cases
+from perf import argument_types, cases
 from perf.cases import Case, product
 from perf.compat_tqdm import progress
 from perf.library import FORMULAS, call_by_kernels
@@ -53,7 +53,7 @@ ODD = (
 
 
 def budget() -> tuple[Case, ...]:
-    """Every formula and dtype at one width, and the shapes that are hard to walk."""
+    """Every formula and dtype at one width, and the shapes that are hard to go through."""
     return (
         *product((WIDE,), dtypes=ALL, approximates=FORMULAS, directions=DIRECTIONS),
         *product((*FRAMES, STEM, IMAGE, *ODD), dtypes=HALVES[:1], directions=DIRECTIONS),
@@ -113,7 +113,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="ROWS.jsonl", help="append the rows to this file")
     parser.add_argument(
-        "--jobs", type=cases.positive, default=os.cpu_count(), help="kernels compiled at a time (default: %(default)s)"
+        "--jobs",
+        type=argument_types.positive,
+        default=os.cpu_count(),
+        help="kernels compiled at a time (default: %(default)s)",
     )
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from perf import cases, providers
+from perf import argument_types, cases, providers
 from perf.cases import Case
 from perf.compat_tqdm import progress
 from perf.library import is_interpreted
@@ -88,10 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     providers.add_arguments(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU if there is one)")
     parser.add_argument(
-        "--threads", type=cases.positive, default=1, help="CPU threads (default: 1, comparable anywhere)"
+        "--threads", type=argument_types.positive, default=1, help="CPU threads (default: 1, comparable anywhere)"
     )
     parser.add_argument(
-        "--seconds", type=cases.seconds, default=0.8, help="CPU time a case is given (default: %(default)s)"
+        "--seconds", type=argument_types.seconds, default=0.8, help="CPU time a case is given (default: %(default)s)"
     )
     parser.add_argument("--output", type=Path, help="JSONL that rows are added to (default: in perf/results)")
     parser.add_argument("--fresh", action="store_true", help="measure again what the output already has")
