@@ -199,6 +199,8 @@ def timed(case: Case, wanted: Mapping[str, Provider], machine: Machine, blank: R
     if case.in_features is None and not case.model:
         source = inputs.x.detach()
         thunks[COPY] = functools.partial(torch.empty_like(source).copy_, source)
+    if case.fresh_memory and machine.device.type == "cpu":
+        thunks = {name: allocator.on_fresh_memory(thunk) for name, thunk in thunks.items()}
     if machine.device.type == "cuda":
         samples = timing.benched(thunks, machine.device)
     else:
