@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +43,7 @@ COMMANDS = {
     "fit": "fit the polynomials of the formulas and print their errors",
 }
 MISUSED = 2
+CLOSED_PIPE = 141  # what a shell reports of a program that a closed pipe ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,9 +61,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.add_arguments(parser)
     try:
-        return int(command.run(parser.parse_args(arguments[1:])))
+        code = int(command.run(parser.parse_args(arguments[1:])))
+        sys.stdout.flush()
     except UserError as mistake:
         return complain(name, str(mistake))
+    except BrokenPipeError:  # whoever reads has read enough
+        discard_output()
+        return CLOSED_PIPE
+    except OSError as problem:
+        discard_output()
+        return complain(name, f"{problem.filename or 'the output'} can't be read or written: {problem.strerror}")
+    return code
+
+
+def discard_output() -> None:
+    """Send what is still to be written nowhere, so that the interpreter doesn't fail at it once more as it ends."""
+    with contextlib.suppress(OSError, ValueError):  # tests replace it by something that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def chosen(first: Sequence[str]) -> str:

@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from perf import library
+from perf.argument_types import DTYPES as DTYPES
+from perf.argument_types import dtype_name
 from perf.library import FORMULAS, parse_dim, parse_shape
 from perf.models import MODELS
 from perf.rows import Row, UserError
 
-DTYPES = {name: str(dtype).removeprefix("torch.") for name, dtype in library.DTYPES.items()}
 DIRECTIONS = ("forward", "forward_backward")
 SEED = 0
+MOST_ELEMENTS = 2**60  # a size in bytes is a signed number of 64 bits, also in float64
 FRESH = "fresh memory"  # how the names of such cases end
 
 
@@ -268,7 +269,7 @@ def add_arguments(parser: argparse.ArgumentParser, sets: Sets = SETS, directions
 
 def add_filters(parser: argparse._ActionsContainer, directions: Sequence[str] = DIRECTIONS) -> None:
     """The words that cases and rows have in common; each may be repeated."""
-    parser.add_argument("--dtype", type=_dtype, action="append", metavar="bf16", help="fp32, bf16 or fp16")
+    parser.add_argument("--dtype", type=dtype_name, action="append", metavar="bf16", help="fp32, bf16 or fp16")
     parser.add_argument("--approximate", choices=FORMULAS, action="append", help="formula")
     parser.add_argument("--direction", choices=directions, action="append", help="forward, or with the backward")
 
@@ -285,7 +286,7 @@ def wanted(about: Case | Row, args: argparse.Namespace) -> bool:
 def select(args: argparse.Namespace, sets: Sets = SETS) -> tuple[Case, ...]:
     """The cases asked for. Raises `UserError` where nothing fits."""
     if args.shape:
-        own = tuple(Case("own", shape, _checked(args.dim, shape)) for shape in args.shape)
+        own = tuple(Case("own", _addressable(shape), _checked(args.dim, shape)) for shape in args.shape)
         return product(
             own,
             dtypes=args.dtype or ("float32",),
@@ -306,15 +307,7 @@ def _checked(dim: int | None, shape: Sequence[int]) -> int | None:
     return dim
 
 
-def positive(text: str) -> int:
-    """A positive integer from the command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return int(text)
-
-
-def _dtype(text: str) -> str:
-    name = DTYPES.get(text, text)
-    if name not in DTYPES.values():
-        raise argparse.ArgumentTypeError(f"expected {', '.join(DTYPES)}, got {text!r}")
-    return name
+def _addressable(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if math.prod(shape) >= MOST_ELEMENTS:
+        raise UserError(f"--shape {','.join(map(str, shape))} has more elements than PyTorch can address")
+    return shape

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from perf.cases import Case
 
 __all__ = [
-    "DTYPES", "FORMULAS", "TARGETS", "call_by_kernels", "forget_drivers", "kernel_formulas", "parse_dim", "parse_shape",
-    "replaced", "triton_drives",
+    "DTYPES", "FORMULAS", "TARGETS", "call_by_kernels", "forget_drivers", "is_interpreted", "kernel_formulas",
+    "parse_dim", "parse_shape", "replaced", "triton_drives",
 ]  # fmt: skip
 
 DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: fp32, bf16, fp16
@@ -83,6 +84,11 @@ def replaced(bias_gelu: Callable[..., Tensor], bias_gelu_transpose: Callable[...
         mock.patch.object(BIAS_GELU_TRANSPOSE, "call", bias_gelu_transpose),
     ):
         yield
+
+
+def is_interpreted() -> bool:
+    """Whether the environment has Triton interpret kernels in Python; read as Triton reads it."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 def triton_drives(device_type: str) -> bool:

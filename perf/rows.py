@@ -10,12 +10,12 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
+import math
 import platform
 import subprocess
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class Row:
     run: str = ""
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name, allowed in (
             ("kind", KINDS),
             ("direction", DIRECTIONS),
@@ -95,37 +96,81 @@ class Row:
             raise ValueError(f"a row has a value exactly when its status is 'ok'; got {self.status!r}, {self.value}")
         object.__setattr__(self, "shape", tuple(self.shape))
 
+    def _check_types(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.type == "str" and not isinstance(value, str):
+                raise ValueError(f"{each.name}: expected text, got {value!r}")
+            if each.type == "float | None" and not (value is None or _is_number(value)):
+                raise ValueError(f"{each.name}: expected a finite number or null, got {value!r}")
+        if not isinstance(self.shape, Sequence) or not all(type(size) is int for size in self.shape):
+            raise ValueError(f"shape: expected a list of integers, got {self.shape!r}")
+        if self.dim is not None and type(self.dim) is not int:
+            raise ValueError(f"dim: expected an integer or null, got {self.dim!r}")
+        if not isinstance(self.versions, Mapping):
+            raise ValueError(f"versions: expected versions by name, got {self.versions!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def make_writable(path: Path | str) -> None:
+    """Create a file of rows, or find out that it can be added to: before hours of measuring, not after them."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as problem:
+        raise UserError(f"{path} can't be written: {problem.strerror}; choose another --output") from problem
+
 
 def append_row(path: Path | str, row: Row) -> None:
     """Add one row, creating file and folders on the way. A last line torn by a crash is dropped first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _drop_torn_line(path)
+    _end_last_line(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(row), allow_nan=False) + "\n")
 
 
-def _drop_torn_line(path: Path) -> None:
+def _end_last_line(path: Path) -> None:
+    """Drop a last line without its end, unless it is a whole row: then only the end is missing."""
     with path.open("ab+") as file:
-        if not file.tell():
-            return
-        file.seek(-1, os.SEEK_END)
-        if file.read() != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+        file.seek(0)
+        whole, newline, last = file.read().rpartition(b"\n")
+        if last and _is_row(last.decode("utf-8", errors="replace")):
+            file.write(b"\n")
+        elif last:
+            file.truncate(len(whole) + len(newline))
+
+
+def _is_row(line: str) -> bool:
+    try:
+        parse_row(line)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def read_rows(path: Path | str) -> list[Row]:
-    """All rows of a file, oldest first. Raises `UserError` naming the line that is not a row."""
+    """All rows of a file, oldest first. Raises `UserError` naming the line that is not a row.
+
+    A last line without its end counts if it is a whole row; else it was torn while it was written.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError as problem:
         raise UserError(
             f"{path}: {problem.strerror}. `python -m perf measure` and `analyse` write result files."
         ) from problem
+    except UnicodeDecodeError as problem:
+        raise UserError(
+            f"{path} is not UTF-8 text: PowerShell's > writes UTF-16. Let --output write the file, or convert it."
+        ) from problem
     rows = []
     for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):  # torn while it was written: the next append drops it
+        if not line.endswith("\n") and not _is_row(line):
             break
         try:
             rows.append(parse_row(line))
@@ -138,11 +183,11 @@ def read_rows(path: Path | str) -> list[Row]:
 
 def parse_row(line: str) -> Row:
     """The row of a line; one from before `backend` was the field's name is understood, too."""
-    fields = json.loads(line)
-    if "path" in fields:
-        old = fields.pop("path")
-        fields["backend"] = OLD_BACKENDS.get(old, old)
-    return Row(**fields)
+    known = json.loads(line)
+    if "path" in known:
+        old = known.pop("path")
+        known["backend"] = OLD_BACKENDS.get(old, old)
+    return Row(**known)
 
 
 def question(row: Row) -> tuple[Any, ...]:

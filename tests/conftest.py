@@ -1,6 +1,7 @@
 """Kernels run in Triton's interpreter on machines without a GPU: the switch must be set before Triton is imported."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,13 +29,15 @@ def device() -> str:
 @pytest.fixture
 def nothing_kept() -> Iterator[None]:
     """Operators forget what they found out of calls before a test, and what they find out in it."""
-    from triton_gelu.ops.bias_gelu import BIAS_GELU
-    from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
+    import triton_gelu  # noqa: F401
+    from triton_gelu.core.op import Op
 
-    for op in (BIAS_GELU, BIAS_GELU_TRANSPOSE):
+    ops = [module for name, module in sys.modules.items() if name.startswith("triton_gelu.ops.")]
+    operators = {value for module in ops for value in vars(module).values() if isinstance(value, Op)}
+    for op in operators:
         op.cache.clear()
     yield
-    for op in (BIAS_GELU, BIAS_GELU_TRANSPOSE):
+    for op in operators:
         op.cache.clear()
 
 

@@ -31,8 +31,19 @@ import torch
 from torch import Tensor
 
 from perf.accuracy import instruction_errors, truth
-from perf.library import DTYPES, FORMULAS
-from perf.rows import CPU_BACKEND, KERNEL_BACKEND, RESULTS, Row, UserError, append_row, context, latest_rows, read_rows
+from perf.library import DTYPES, FORMULAS, is_interpreted
+from perf.rows import (
+    CPU_BACKEND,
+    KERNEL_BACKEND,
+    RESULTS,
+    Row,
+    UserError,
+    append_row,
+    context,
+    latest_rows,
+    make_writable,
+    read_rows,
+)
 from perf.show.table import as_text
 from triton_gelu.formulas import SIGMOID, TANH
 
@@ -41,7 +52,7 @@ Function = Callable[[Tensor, str], Tensor]
 DIRECTIONS = ("forward", "backward")
 FLUSHED = 2.0**-120
 CPU = torch.device("cpu")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = is_interpreted()
 KERNEL = "triton_gelu kernel"
 SIGNS = {KERNEL: 0, f"{KERNEL}, high": 1, f"{KERNEL}, low": -1}
 MAXIMUM, NEARLY_ALL, ROUNDED, CURVE = "largest error", "error of 99.9 %", "correctly rounded", "error curve"
@@ -183,6 +194,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute here what runs here, and the kernel's columns in a process that interprets; then print the table."""
+    make_writable(args.output)
     asked = [
         (dtype, approximate, direction)
         for dtype in args.dtype or DTYPES

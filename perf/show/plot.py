@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from perf.rows import COPY, Row, UserError, latest_rows
@@ -118,6 +119,15 @@ def digest(rows: Iterable[Row]) -> str:
     return f"rows {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
+def drawable(path: Path) -> Path:
+    """The path of a picture, a PNG if nothing else is said. Raises `UserError` for an ending that nobody can draw."""
+    path = path if path.suffix else path.with_suffix(".png")
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise UserError(f"--output {path}: pictures end with one of {', '.join(f'.{each}' for each in sorted(known))}")
+    return path
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m perf plot`."""
     chosen_rows.add_arguments(parser, "PNG, SVG or PDF")
@@ -126,7 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, keep what is asked for, draw, name the files."""
     first, rows = chosen_rows.select(args)
-    pictures = write(rows, args.output or first.with_suffix(".png"))
+    pictures = write(rows, drawable(args.output or first.with_suffix(".png")))
     if not pictures:
         raise UserError("no rows to draw; python -m perf measure makes some")
     for picture in pictures:

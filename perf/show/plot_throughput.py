@@ -51,8 +51,7 @@ def throughput(rows: Sequence[Row]) -> Figure:
         for topic, (line, start, width) in places.items():
             axis = figure.add_subplot(grid[line, start : start + width], sharey=first)
             first = first or axis
-            panel(axis, topic, panels[topic])
-            name_sizes(axis, panels[topic], TICK_GAP * (3 - width))
+            panel(axis, topic, panels[topic], TICK_GAP * (3 - width))
             axis.set_ylabel("GB/s" if start == 0 else "")
             axis.tick_params(labelleft=start == 0)
     return figure
@@ -87,13 +86,14 @@ def what_ran(row: Row) -> str:
     return "CPU backend (no Triton kernel ran)" if row.backend == CPU_BACKEND else row.backend
 
 
-def panel(axis: Axes, topic: Topic, rows: Sequence[Row]) -> None:
+def panel(axis: Axes, topic: Topic, rows: Sequence[Row], gap: float) -> None:
     """One panel: a line a provider, the bandwidth of a copy behind them."""
     axis.set(xscale="log", yscale="log", title=titled(*topic))
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.yaxis.set_major_formatter(FuncFormatter(human))
+    name_sizes(axis, rows, gap)  # before anything is drawn: of a single size matplotlib makes an axis without a length
     for provider, mine in grouped(rows, lambda row: row.provider).items():
         if provider == COPY:
             line(axis, provider, mine)

@@ -13,21 +13,23 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from perf.accuracy import ulp_errors
-from perf.cases import FRESH
+from perf.cases import FRESH, Case
 from perf.library import DTYPES, FORMULAS
 from perf.rows import DATA, KERNEL_BACKEND, RATIO, ROOT, Row, UserError, latest_rows, read_rows
 from perf.show import compare, plot, table
+from perf.static import saved
 from perf.static.gpus import GPUS
-from perf.static.metrics import HEADROOM, INSTRUCTIONS, LIBRARY
+from perf.static.metrics import BYTES, HEADROOM, INSTRUCTIONS, LIBRARY
 
 README = ROOT / "README.md"
-DOCUMENTS = (README, ROOT / "CONTRIBUTING.md")
+DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 WIDTH, SHAPE = "width 4096", (16384, 4096)  # the case of static figures
 WORST_KERNEL = "kernel, worst case"
@@ -44,6 +46,11 @@ PICTURES: Mapping[str, tuple[str, Callable[[Row], bool]]] = {  # picture: file o
         "accuracy.jsonl",
         lambda row: (row.dtype, row.direction) == ("float32", "forward"),
     ),
+}
+SITES = {  # what a user has: the static case that stands for it
+    "Linear, GELU": WIDTH,
+    "convolution, GELU": "3000 frames",
+    "convolution, GELU, transposition, position (the stem of Whisper)": "stem, 1500 frames",
 }
 RATIOS = (("triton_gelu", "eager"), ("triton_gelu compiled", "torch.compile"))
 
@@ -124,6 +131,23 @@ def headroom_cell(rows: Iterable[Row], target: str) -> str:
     ours = {row.metric: row.value for row in mine if row.provider == LIBRARY}
     plain = {row.metric: row.value for row in mine if "flat index" in row.provider}
     return " / ".join(f"{each[HEADROOM]:.2f} ({each[INSTRUCTIONS]:.0f})" for each in (ours, plain) if each)
+
+
+def traffic() -> Iterator[str]:
+    """Bytes an element in bf16, forward / backward: what PyTorch's eager operations read and write, then ours."""
+    rows = [row for row in committed("static.jsonl") if (row.dtype, row.metric) == ("bfloat16", BYTES)]
+    body = []
+    for what, name in SITES.items():
+        mine = [row for row in rows if row.case == name and row.provider == LIBRARY]
+        cells: dict[str, list[str]] = {"eager": [], LIBRARY: []}
+        for direction in ("forward", "backward"):
+            largest = max((row for row in mine if row.direction == direction), key=lambda row: row.value or 0.0)
+            site = Case(name, largest.shape, largest.dim, largest.dtype, direction=direction)
+            moved, _ = saved.eager(replace(site, transposed=name.startswith("stem")))
+            cells["eager"].append(f"{moved / site.elements:.1f}")
+            cells[LIBRARY].append(f"{largest.value:.1f}")
+        body.append([what, *(" / ".join(each) for each in cells.values())])
+    yield from markdown(["bytes an element, forward / backward", "PyTorch, eager", LIBRARY], body)
 
 
 def compilers() -> Iterator[str]:
@@ -212,5 +236,5 @@ def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str
 
 
 BLOCKS: Mapping[str, Callable[[], Iterator[str]]] = {
-    "static": static, "compilers": compilers, "errors": errors, "cpu": cpu, "gpu": gpu,
+    "traffic": traffic, "static": static, "compilers": compilers, "errors": errors, "cpu": cpu, "gpu": gpu,
 }  # fmt: skip

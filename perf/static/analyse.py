@@ -25,11 +25,11 @@ from typing import Any
 
 import triton
 
-from perf import cases
+from perf import argument_types, cases
 from perf.cases import Case, product
 from perf.compat_tqdm import progress
 from perf.library import FORMULAS, call_by_kernels
-from perf.rows import OFFLINE, Row, UserError, append_row, context
+from perf.rows import OFFLINE, Row, UserError, append_row, context, make_writable
 from perf.show.table_static import render
 from perf.static import comparisons
 from perf.static.count import Counted, count
@@ -53,7 +53,7 @@ ODD = (
 
 
 def budget() -> tuple[Case, ...]:
-    """Every formula and dtype at one width, and the shapes that are hard to walk."""
+    """Every formula and dtype at one width, and the shapes that are hard to go through."""
     return (
         *product((WIDE,), dtypes=ALL, approximates=FORMULAS, directions=DIRECTIONS),
         *product((*FRAMES, STEM, IMAGE, *ODD), dtypes=HALVES[:1], directions=DIRECTIONS),
@@ -113,7 +113,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="ROWS.jsonl", help="append the rows to this file")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), help="kernels compiled at a time (default: %(default)s)"
+        "--jobs",
+        type=argument_types.positive,
+        default=os.cpu_count(),
+        help="kernels compiled at a time (default: %(default)s)",
     )
 
 
@@ -129,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
     if not asked:
         known = ", ".join(dict.fromkeys(each.provider for each in questions))
         raise UserError(f"no such provider for these cases; there are: {known}")
+    if args.output:
+        make_writable(args.output)
     rows: list[Row] = []
     with ProcessPoolExecutor(args.jobs) as pool:
         answers = pool.map(answer, asked, [args.dump] * len(asked))

@@ -1,7 +1,7 @@
 """Kernels to compare with, written as formulas are usually written down, and named for what they are.
 
-"flat index" walks the elements in one dimension and finds the bias by division, as generated code does; "one pass" has
-our shape of kernel, a tile of rows and columns, so that only the formula differs.
+"flat index" goes through the elements in one dimension and finds the bias by division, as generated code does; "one
+pass" has our shape of kernel, a tile of rows and columns, so that only the formula differs.
 """
 
 import math

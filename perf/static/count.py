@@ -11,7 +11,7 @@ from itertools import product
 from perf.static.gpus import GPU
 from perf.static.machine import amdgcn, sass
 from perf.static.machine.code import Code, Untraceable
-from perf.static.machine.follow import Follower, Trips, Walk
+from perf.static.machine.follow import Follower, Issued, Trips
 from perf.static.offline import Launched, disassembly, elf
 from perf.static.trips import trips
 
@@ -49,17 +49,17 @@ def count(launched: Launched, gpu: GPU) -> Counted:
     """Follow the machine code of a launch over its grid."""
     code, threads = read(launched, gpu), launched.num_warps * gpu.warp
     follower = Follower(code, threads)
-    walks: dict[Trips, Walk] = {}
+    known: dict[Trips, Issued] = {}
 
-    def walk(program: tuple[int, int, int]) -> Walk:
+    def issued(program: tuple[int, int, int]) -> Issued:
         planned = trips(launched, program)
-        if planned not in walks:
-            walks[planned] = follower.walk(planned)
-        return walks[planned]
+        if planned not in known:
+            known[planned] = follower.follow(planned)
+        return known[planned]
 
     times: Counter[int] = Counter()
     for program, weight in sample(launched.grid):
-        for place, often in walk(program).times().items():
+        for place, often in issued(program).times().items():
             times[place] += often * weight * threads
     headings: Counter[str] = Counter()
     units: dict[str, float] = defaultdict(float)
@@ -76,7 +76,7 @@ def count(launched: Launched, gpu: GPU) -> Counted:
         raise Untraceable(f"{launched.name}: {stores} bytes have to be stored, and {stored} were found in the code")
     blocks = gpu.resident_blocks(code.registers, launched.shared, launched.num_warps)
     resident = min(blocks, -(-launched.programs // gpu.processors)) * launched.num_warps
-    middle = walk((launched.grid[0] // 2, launched.grid[1] // 2, launched.grid[2] // 2))
+    middle = issued((launched.grid[0] // 2, launched.grid[1] // 2, launched.grid[2] // 2))
     return Counted(
         launched=launched,
         code=code,
@@ -110,11 +110,11 @@ def sample(grid: tuple[int, int, int]) -> Iterator[tuple[tuple[int, int, int], i
         yield (x, y, z), of_x * of_y * of_z
 
 
-def waited_for(code: Code, walked: Walk) -> float:
+def waited_for(code: Code, issued: Issued) -> float:
     """Bytes from memory a thread has asked for, on average, whenever it has to wait for some of them."""
     arrives: dict[str, int] = {}
     waits = loaded = 0
-    for start, end in walked.runs[:ENOUGH_RUNS]:
+    for start, end in issued.runs[:ENOUGH_RUNS]:
         for place in range(start, end):
             used = code.used[place]
             waits = max(waits, *(arrives[name] for name in used.reads & arrives.keys()), 0)

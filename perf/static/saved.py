@@ -26,7 +26,7 @@ from perf import cases, models
 from perf.cases import Case
 from perf.library import call_by_kernels, replaced
 from perf.providers import BASELINE
-from perf.rows import Row, append_row, context
+from perf.rows import Row, append_row, context, make_writable
 from perf.show.table import as_text, grouped
 from perf.static import analyse, count, offline
 from perf.static.gpus import GPUS
@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count, print; append rows where asked."""
+    if args.output:
+        make_writable(args.output)
     found = [row for target in args.target for case in WHOLE for row in rows(case, target)]
     for row in found if args.output else ():
         append_row(args.output, row)

@@ -13,8 +13,10 @@ import functools
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from perf.cases import FRESH
+from perf.providers import Thunk
 
 # malloc.h of glibc: what mallopt is told, and what malloc settles on by itself.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
@@ -41,6 +43,22 @@ def memory(device: torch.device, *, fresh: bool) -> Iterator[str]:
         finally:
             _tell(libc, GIVE_BACK)
             libc.malloc_trim(0)
+
+
+def on_fresh_memory(thunk: Thunk) -> Thunk:
+    """The same call on memory that was given back to the system before, all that is free: part of what is timed.
+
+    Telling malloc to give back large blocks is not enough: it serves a call from what is free in its heap first.
+    """
+    libc = _glibc()
+    if libc is None:
+        return thunk
+
+    def call() -> Tensor | tuple[Tensor, ...]:
+        libc.malloc_trim(0)
+        return thunk()
+
+    return call
 
 
 def _tell(libc: ctypes.CDLL, settings: dict[int, int]) -> None:

@@ -29,9 +29,9 @@ import triton
 from triton.compiler.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from perf import cases, library, providers
+from perf import argument_types, cases, library, providers
 from perf.cases import Case
-from perf.rows import OFFLINE, ROOT, Row, append_row
+from perf.rows import OFFLINE, ROOT, Row, append_row, make_writable
 from perf.show.table import as_text
 from perf.static import analyse
 from perf.static.gpus import GPU, H100
@@ -68,15 +68,20 @@ print(json.dumps(laps))
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m perf calls`."""
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="CPU time for the timed calls (default: %(default)s)"
+        "--seconds",
+        type=argument_types.seconds,
+        default=4.0,
+        help="CPU time for the timed calls (default: %(default)s)",
     )
-    parser.add_argument("--starts", type=cases.positive, default=3, help="cold starts (default: %(default)s)")
+    parser.add_argument("--starts", type=argument_types.positive, default=3, help="cold starts (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="ROWS.jsonl", help="append the rows to this file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Time, count, print; append rows where asked."""
     measure.refuse_interpreter()
+    if args.output:
+        make_writable(args.output)
     torch.set_num_threads(1)
     rows = [*cold_starts(args.starts), *kernels(MODELS), *times(args.seconds)]
     for row in rows if args.output else ():

@@ -90,8 +90,8 @@ def _expected(case: Case, inputs: Inputs) -> Iterator[Expected]:
     roundings = (u * dydu).abs() + (u * u * slope).abs() + 2 * y.abs()  # of u, 1.702 u, the gate and y
     tolerance = least + ulp * roundings + FP32_STEPS / 2 * EPS32 * u.abs()
     if weight is not None:  # x @ w is rounded before the bias comes, and its fp32 sum errs like a random walk
-        walk = (x * x @ (weight * weight).mT * weight.shape[-1]).sqrt()
-        tolerance += ulp * (u - bias).abs() + 2 * EPS32 * walk
+        spread = (x * x @ (weight * weight).mT * weight.shape[-1]).sqrt()
+        tolerance += ulp * (u - bias).abs() + 2 * EPS32 * spread
     if case.transposed:  # y is rounded, and so is its sum with the position
         y = y.transpose(1, 2) + inputs.parameters[0].double()
         tolerance = tolerance.transpose(1, 2) + 2 * ulp * y.abs()

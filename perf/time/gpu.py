@@ -27,7 +27,7 @@ from perf.accuracy import ulp_errors
 from perf.cases import Case
 from perf.compat_tqdm import progress
 from perf.providers import Provider
-from perf.rows import DATA, ROOT, UserError, append_row, read_rows
+from perf.rows import DATA, ROOT, UserError, append_row, make_writable, read_rows
 from perf.show import report
 from perf.time import measure
 from perf.time.measure import Machine
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     measure.refuse_interpreter()
     machine = Machine(gpu_here(), threads=1, seconds=0.0)
     output = args.output or DATA / f"gpu-{measure.slug(machine.name)}.jsonl"
+    make_writable(output)
     tests = tested()
     whole = pack(machine, cases.SETS["gpu"](), providers.PROVIDERS, tuple(library.DTYPES), output, until, tests)
     print(f"tests:   {tests}\nrows:    {output}\nreport:  {output.with_suffix('.md')}")

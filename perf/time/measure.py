@@ -30,9 +30,10 @@ from typing import Any
 
 import torch
 
-from perf import cases, providers
+from perf import argument_types, cases, providers
 from perf.cases import Case
 from perf.compat_tqdm import progress
+from perf.library import is_interpreted
 from perf.providers import COMPILED, Provider, Thunk
 from perf.rows import (
     COPY,
@@ -46,6 +47,7 @@ from perf.rows import (
     commit,
     context,
     latest_rows,
+    make_writable,
     read_rows,
     versions,
 )
@@ -86,9 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     providers.add_arguments(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU if there is one)")
     parser.add_argument(
-        "--threads", type=cases.positive, default=1, help="CPU threads (default: 1, comparable anywhere)"
+        "--threads", type=argument_types.positive, default=1, help="CPU threads (default: 1, comparable anywhere)"
     )
-    parser.add_argument("--seconds", type=float, default=0.8, help="CPU time a case is given (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=argument_types.seconds, default=0.8, help="CPU time a case is given (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, help="JSONL that rows are added to (default: in perf/results)")
     parser.add_argument("--fresh", action="store_true", help="measure again what the output already has")
     parser.add_argument("--list", action="store_true", help="only list the cases")
@@ -107,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--plot: {unable}")
     machine = Machine(chosen_device(args.device), args.threads, args.seconds)
     output = args.output or RESULTS / f"{slug(machine.name)}-{date.today()}.jsonl"
+    make_writable(output)
     whole = sweep(chosen, wanted, machine, output, fresh=args.fresh)
     rows = about(chosen, machine, output)
     if rows:
@@ -194,6 +199,8 @@ def timed(case: Case, wanted: Mapping[str, Provider], machine: Machine, blank: R
     if case.in_features is None and not case.model:
         source = inputs.x.detach()
         thunks[COPY] = functools.partial(torch.empty_like(source).copy_, source)
+    if case.fresh_memory and machine.device.type == "cpu":
+        thunks = {name: allocator.on_fresh_memory(thunk) for name, thunk in thunks.items()}
     if machine.device.type == "cuda":
         samples = timing.benched(thunks, machine.device)
     else:
@@ -274,7 +281,7 @@ def missing_compiler(machine: Machine) -> str:
 
 def refuse_interpreter() -> None:
     """Raise `UserError` where kernels would run in Triton's interpreter."""
-    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+    if is_interpreted():
         raise UserError(
             "TRITON_INTERPRET is set: kernels would run in Python, and their times say nothing about them. "
             "Unset it: env -u TRITON_INTERPRET python -m perf measure"

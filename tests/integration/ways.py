@@ -1,4 +1,4 @@
-"""The ways to call, which are the columns of the README's table; its rows name the tests that `ways` marks.
+"""The ways to call, which are the columns of the table in docs/composition.md; its rows are the tests `ways` marks.
 
 `python tests/integration/ways.py` writes the table anew.
 """
@@ -21,10 +21,11 @@ import torch
 Test = Callable[..., None]
 
 COLUMNS = ("eager", "compiled", "functorch", "distributed")
+WORKS, FAILS, UNTESTED = "✓", "✗", "·"
 ISSUE = "https://github.com/pytorch/pytorch/issues/"
 MODULES = ("test_compose", "test_distributed")
 RANKS = 2
-README = Path(__file__).resolve().parents[2] / "README.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "composition.md"
 TABLE = re.compile(r"(?<=<!-- python tests/integration/ways.py -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -75,16 +76,11 @@ def _rank(rank: int, port: int, module: str, test: str, kwargs: dict[str, Any]) 
 
 
 def table() -> str:
-    """The README's table: a row for the tests that run in the same ways."""
-    rows: dict[tuple[str, ...], list[str]] = {}
+    """The document's table: a row for each test."""
+    lines = [("", *COLUMNS), ("---", *[":---:"] * len(COLUMNS))]
     for name, test in _rows():
-        cells = (_cell({way: limit for way, limit in test.ways.items() if way.split(",")[0] == c}) for c in COLUMNS)
-        rows.setdefault(tuple(cells), []).append(name.removeprefix("test_").replace("_", " "))
-    lines = [
-        ("", *COLUMNS),
-        ("---",) * (1 + len(COLUMNS)),
-        *((", ".join(names), *cells) for cells, names in rows.items()),
-    ]
+        limits = [{way: limit for way, limit in test.ways.items() if way.split(",")[0] == c} for c in COLUMNS]
+        lines.append((name.removeprefix("test_").replace("_", " "), *map(_cell, limits)))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -96,9 +92,9 @@ def _rows() -> Iterator[tuple[str, Any]]:
 
 
 def _cell(limits: dict[str, int | None]) -> str:
-    return ", ".join(dict.fromkeys(f"[#{n}]({ISSUE}{n})" if n else "yes" for n in limits.values())) or "–"
+    return ", ".join(dict.fromkeys(f"{FAILS} [#{n}]({ISSUE}{n})" if n else WORKS for n in limits.values())) or UNTESTED
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    README.write_text(TABLE.sub(lambda _: table(), README.read_text()))
+    DOCUMENT.write_text(TABLE.sub(lambda _: table(), DOCUMENT.read_text()))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
+from pathlib import Path
+from typing import IO
 
 import pytest
 
 from perf import __main__ as command_line
 from perf import compat_tqdm
+from perf.rows import ROOT
 
 
 def test_every_command_shows_its_options_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,3 +63,70 @@ def progress_on(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(sys, "stderr", stream)
     assert list(compat_tqdm.progress("ab", str)) == ["a", "b"]
     return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["measure --shape 4,8", "accuracy --dtype fp16", "saved", "calls", "analyse --shape 4,8"],
+)
+def test_an_output_that_cannot_be_written_is_found_before_anything_is_measured(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    (tmp_path / "file").touch()
+    assert command_line.main([*words.split(), "--output", str(tmp_path / "file" / "rows.jsonl")]) == 2
+    said = capsys.readouterr()
+    assert "can't be written: " in said.err
+    assert said.out == ""
+
+
+@pytest.mark.parametrize("word", ["nan", "-1", "inf", "soon"])
+def test_seconds_are_a_time(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("measure", "calls"):
+        with pytest.raises(SystemExit) as end:
+            command_line.main([command, "--seconds", word])
+        assert end.value.code == 2
+        assert f"expected seconds, 0 or more, got '{word}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["measure", "analyse"])
+def test_a_shape_that_nobody_can_address_is_refused(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert command_line.main([command, "--shape", "99999999999,99999999999"]) == 2
+    assert "--shape 99999999999,99999999999 has more elements than" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "is_refused"), [("true", True), ("ON", True), ("false", False), ("0", False), ("", False)]
+)
+def test_the_switch_of_the_interpreter_is_read_as_triton_reads_it(
+    value: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert command_line.main(["measure", "--list"]) == (2 if is_refused else 0)
+    assert ("TRITON_INTERPRET is set" in capsys.readouterr().err) == is_refused
+
+
+def piped(words: str, output: IO[bytes] | int) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-m", "perf", *words.split()]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.PIPE)
+
+
+def test_a_closed_pipe_ends_a_command_in_silence() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with piped("measure --set full --list", write) as process:
+        os.close(write)
+        assert process.communicate()[1] == b""
+    assert process.returncode == command_line.CLOSED_PIPE
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+def test_a_full_disk_is_said_in_one_line() -> None:
+    with Path("/dev/full").open("wb") as full, piped("measure --set full --list", full) as process:
+        said = process.communicate()[1].decode()
+    assert process.returncode == 2
+    assert said == "python -m perf measure: the output can't be read or written: No space left on device\n"

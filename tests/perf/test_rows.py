@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,45 @@ def test_a_line_torn_by_a_crash_is_dropped_and_written_over(tmp_path: Path) -> N
     assert read_rows(file) == [ROW]
     append_row(file, ROW)
     assert read_rows(file) == [ROW, ROW]
+
+
+def test_a_whole_last_row_without_its_newline_counts_and_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    append_row(file, ROW)
+    append_row(file, ROW)
+    file.write_text(file.read_text().rstrip("\n"))
+    assert read_rows(file) == [ROW, ROW]
+    append_row(file, ROW)
+    assert read_rows(file) == [ROW, ROW, ROW]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("value", "10"), ("value", math.nan), ("low", True), ("shape", "6,32"), ("shape", [6, 1.5]), ("dim", "last"),
+        ("case", 5), ("note", None), ("versions", "2.13"),
+    ],
+)  # fmt: skip
+def test_a_row_with_a_value_of_another_type_is_refused_by_the_name_of_its_field(
+    field: str, value: object, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**asdict(ROW), field: value}) + "\n")
+    with pytest.raises(UserError, match=rf"rows.jsonl:1: not a result row \({field}: expected"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("line", ["5", "[]", '"row"', "null"])
+def test_json_that_is_no_object_is_no_row(line: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(f"{line}\n")
+    with pytest.raises(UserError, match=r"rows.jsonl:1: not a result row"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_advice(tmp_path: Path) -> None:
+    append_row(tmp_path / "rows.jsonl", ROW)
+    (tmp_path / "utf16.jsonl").write_text((tmp_path / "rows.jsonl").read_text(), encoding="utf-16")
+    with pytest.raises(UserError, match="PowerShell's > writes UTF-16"):
+        read_rows(tmp_path / "utf16.jsonl")
 
 
 def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ class Step:
     launch: Launch
     tensors: tuple[str | None, ...]
 
+    def without(self, name: str) -> Step:
+        """The same, but for a tensor that the kernel is to do without."""
+        return Step(self.launch, tuple([None if each == name else each for each in self.tensors]))
+
 
 @dataclass(frozen=True)
 class Partials:

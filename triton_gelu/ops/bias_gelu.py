@@ -176,13 +176,14 @@ def _faster_than_plain(u: Tensor, *others: Tensor) -> Backend | None:
     return None if backend is PLAIN else backend
 
 
-def _check(x: Tensor, dim: int, approximate: str) -> tuple[int, str]:
+def check_options(x: Tensor, dim: int, approximate: str) -> tuple[int, str]:
     """The options in canonical form; raises where they do not fit x."""
     check_approximate(approximate)
     return check_dim(dim, x), approximate
 
 
 PLAIN = Backend("plain PyTorch", forward, backward, double_backward)
+CPU = Backend("PyTorch, in cache-sized blocks", bias_gelu_cpu.forward, bias_gelu_cpu.backward, None, cpu_support)
 
 BIAS_GELU = Op(
     "bias_gelu",
@@ -190,16 +191,14 @@ BIAS_GELU = Op(
     WHOLE,
     [Option("dim", "int"), Option("approximate", "str")],
     dim=lambda dim, approximate: dim,
-    check=_check,
+    check=check_options,
     kernels=Kernels(
         compat_triton.import_kernels(".bias_gelu_kernels", __package__),
         bias_gelu_plan.forward,
         bias_gelu_plan.backward,
         bias_gelu_plan.double_backward,
     ),
-    backends=[
-        Backend("PyTorch, in cache-sized blocks", bias_gelu_cpu.forward, bias_gelu_cpu.backward, None, cpu_support)
-    ],
+    backends=[CPU],
     plain=PLAIN,
     standard=standard,
 )

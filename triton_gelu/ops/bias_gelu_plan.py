@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, sym_min
 
@@ -85,6 +85,29 @@ def double_backward(
     """Plan the gradients of `backward` for dy, x and bias, in one pass."""
     given = {"dy": dy, "ddx": ddx, "x": x}
     return _backward(target, layout, given, bias, dim, approximate, needs, ("ddy", "d2x", "d2bias"))
+
+
+def forward_after_bias(target: Target, layout: Ints, x: Tensor, bias: Tensor, dim: int, approximate: str) -> Plan:
+    """Plan y = gelu(x) for `gelu_after_bias`, whose x has the bias in it."""
+    return _without_bias(forward(target, layout, x, None, dim, approximate))
+
+
+def backward_after_bias(
+    target: Target,
+    layout: Ints,
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor,
+    dim: int,
+    approximate: str,
+    needs: tuple[bool, bool],
+) -> Plan:
+    """Plan dx and dbias for `gelu_after_bias`: the kernel is given no bias, and asked for its gradient."""
+    return _without_bias(backward(target, layout, dy, x, bias if needs[1] else None, dim, approximate, needs))
+
+
+def _without_bias(plan: Plan) -> Plan:
+    return replace(plan, steps=tuple([step.without("bias") for step in plan.steps]))
 
 
 def _backward(

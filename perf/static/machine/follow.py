@@ -56,7 +56,7 @@ class Trips:
 
 
 @dataclass(frozen=True)
-class Walk:
+class Issued:
     """What a warp issues, as runs of consecutive places (start, end)."""
 
     runs: tuple[tuple[int, int], ...]
@@ -135,11 +135,11 @@ class Follower:
         known = self.leaving.keys() | self.skipping.keys() | self.parting | self.ending
         return tuple(block for block in self.branches if block not in known)
 
-    def walk(self, trips: Trips) -> Walk:
+    def follow(self, trips: Trips) -> Issued:
         """What a warp of a program issues. Raises `Untraceable` where the code is not what was planned."""
         planned = dict(self._matched(self.flow.loops, trips.loops))
         tries = product((0, 1), repeat=len(self.choices))
-        ways = [self._walk(planned, dict(zip(self.choices, taken, strict=True))) for taken in tries]
+        ways = [self._issued(planned, dict(zip(self.choices, taken, strict=True))) for taken in tries]
         loaded = [self._loaded(way) for way in ways]
         least = min((each for each in loaded if each >= trips.loads), default=math.inf)
         fit = [way for way, each in zip(ways, loaded, strict=True) if least <= each <= NOT_TWICE * least]
@@ -170,13 +170,13 @@ class Follower:
         found = (self.code.accesses[place] for place in places)
         return self.threads * sum(width for space, width in found if space == "load")
 
-    def _loaded(self, way: Walk) -> int:
+    def _loaded(self, way: Issued) -> int:
         """The bytes that the threads of a program load."""
         accesses = self.code.accesses
         found = ((accesses[place], often) for place, often in way.times().items())
         return self.threads * sum(width * often for (space, width), often in found if space == "load")
 
-    def _walk(self, planned: Mapping[Block, int], taken: Mapping[Block, int]) -> Walk:
+    def _issued(self, planned: Mapping[Block, int], taken: Mapping[Block, int]) -> Issued:
         """What is issued with so many trips of each loop, one of two ways taken at each choice."""
         headers = {loop.header: loop for loop in self.loops}
         begun: Counter[Block] = Counter()  # trips of each loop since it was entered
@@ -195,7 +195,7 @@ class Follower:
                 raise Untraceable(f"the code does not end, after {len(runs)} runs of instructions")
             waiting.update(self._following(here, planned, begun, taken))
             previous = here
-        return Walk(tuple(runs))
+        return Issued(tuple(runs))
 
     def _following(
         self, block: Block, planned: Mapping[Block, int], begun: Mapping[Block, int], taken: Mapping[Block, int]

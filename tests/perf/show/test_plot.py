@@ -44,3 +44,28 @@ def test_nothing_to_draw_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     append_row(tmp_path / "rows.jsonl", ROW)
     assert command_line.main(["plot", str(tmp_path / "rows.jsonl")]) == 2
     assert "no rows to draw" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_of_one_size_the_copy_is_a_line_and_nothing_is_warned_of(tmp_path: Path) -> None:
+    rows = [row for row in measured_rows() if row.case == "small"]
+    ((_, figure),) = plot_of(rows)
+    figure.savefig(tmp_path / "one.png")
+    for axis in figure.axes:
+        low, high = axis.get_xlim()
+        assert low < 6 * 32 < high
+        (copy,) = (line for line in axis.lines if line.get_linestyle() == ":")
+        assert len(copy.get_xdata()) == 2  # from end to end, not a point
+        bottom, top = axis.get_ylim()
+        assert bottom < copy.get_ydata()[0] < top
+
+
+def test_pictures_have_an_ending_that_can_be_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for row in measured_rows():
+        append_row(tmp_path / "rows.jsonl", row)
+    words = ["plot", str(tmp_path / "rows.jsonl"), "--output"]
+    assert command_line.main([*words, str(tmp_path / "picture.xyz")]) == 2
+    assert "pictures end with one of " in capsys.readouterr().err
+    assert command_line.main([*words, str(tmp_path / "picture")]) == 0
+    assert capsys.readouterr().out == f"picture: {tmp_path / 'picture.png'}\n"
+    assert (tmp_path / "picture.png").exists()

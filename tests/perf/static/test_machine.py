@@ -142,7 +142,7 @@ def once(trips: int, **loads: int) -> Trips:
 def counted(code: Code, trips: Trips) -> dict[str, int]:
     """Instructions by heading."""
     found: dict[str, int] = {}
-    for place, times in follower(code).walk(trips).times().items():
+    for place, times in follower(code).follow(trips).times().items():
         heading = code.isa.heading(code.instructions[place])
         found[heading] = found.get(heading, 0) + times
     return found
@@ -173,17 +173,17 @@ def test_threads_that_part_count_both_ways() -> None:
 
 def test_a_loop_that_was_not_planned_is_refused() -> None:
     with pytest.raises(Untraceable, match="0 loops were planned, and the code has 1"):
-        follower(sass.code(LOOP, ELF)).walk(Trips())
+        follower(sass.code(LOOP, ELF)).follow(Trips())
     with pytest.raises(Untraceable, match="2 loops were planned"):
-        follower(sass.code(LOOP, ELF)).walk(Trips((Planned(1), Planned(1))))
+        follower(sass.code(LOOP, ELF)).follow(Trips((Planned(1), Planned(1))))
 
 
 def test_an_unrolled_loop_is_refused() -> None:
     code = sass.code(LOOP, ELF)
-    assert follower(code).walk(once(3, loads=32 * 16))
+    assert follower(code).follow(once(3, loads=32 * 16))
     twice = LOOP.replace("/*0080*/ ", "/*0078*/ @!P0 LDG.E.128 R8, [R2.64] ;\n        /*0080*/ ")
     with pytest.raises(Untraceable, match=r"is it unrolled\? It ends with .*BRA"):
-        follower(sass.code(twice, ELF)).walk(once(3, loads=32 * 16))
+        follower(sass.code(twice, ELF)).follow(once(3, loads=32 * 16))
 
 
 @pytest.mark.parametrize(("masked", "instructions"), [(False, 2 + 3), (True, 2 + 4)])
@@ -197,7 +197,7 @@ def test_of_two_ways_that_load_a_tile_the_longer_one_is_that_with_masks(
 
 def test_code_that_loads_less_than_a_tile_is_refused() -> None:
     with pytest.raises(Untraceable, match="has to load 1024 bytes, and the code loads 512 at most"):
-        follower(sass.code(LOOP.replace("BRA `(.L_x_0)", "FADD R12, R8, R9"), ELF)).walk(Trips(loads=1024))
+        follower(sass.code(LOOP.replace("BRA `(.L_x_0)", "FADD R12, R8, R9"), ELF)).follow(Trips(loads=1024))
 
 
 def test_inner_loops_are_gone_through_in_every_trip_of_the_outer_one() -> None:
@@ -206,18 +206,18 @@ def test_inner_loops_are_gone_through_in_every_trip_of_the_outer_one() -> None:
     for outer, first, second in ((3, 2, 1), (2, 0, 3), (1, 4, 0)):
         nest = Trips((Planned(outer, (Planned(first), Planned(second))),))
         total = 1 + outer * (1 + 2 * first + 1 + 3 * second + 2) + 1
-        assert sum(follower(code).walk(nest).times().values()) == total
+        assert sum(follower(code).follow(nest).times().values()) == total
 
 
 def test_amd_code_is_counted_as_by_hand() -> None:
     code = amdgcn.code(AMD_LOOP)
-    assert sum(follower(code).walk(once(2)).times().values()) == 10
-    assert sum(follower(code).walk(once(1)).times().values()) == 6
+    assert sum(follower(code).follow(once(2)).times().values()) == 10
+    assert sum(follower(code).follow(once(1)).times().values()) == 6
 
 
 def test_where_amd_code_asks_for_any_thread_some_are_active_and_threads_may_part() -> None:
     code = amdgcn.code(AMD_LOOP.replace("s_mov_b32 s4, s3", "s_cbranch_execz .LBB0_1\n\ts_mov_b32 s4, s3"))
-    assert sum(follower(code).walk(once(2)).times().values()) == 11
+    assert sum(follower(code).follow(once(2)).times().values()) == 11
     assert len(follower(code).parting) == 1
 
 

@@ -17,14 +17,16 @@ from perf.time import allocator, measure
 LARGE = 10 * 2**20  # elements: more than the 32 MiB up to which malloc keeps memory by itself
 
 
-def faults(calls: int = 5) -> float:
+def faults(*, fresh: bool, calls: int = 5) -> float:
     """First touches of a page in a call that allocates a large tensor; calls before it find out what they reuse."""
     x = torch.ones(LARGE)
+    call = allocator.on_fresh_memory(lambda: x * 2) if fresh else lambda: x * 2
     for _ in range(10):
-        y = x * 2
+        y = call()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(calls):
-        y = x * 2
+        y = call()
+    assert isinstance(y, torch.Tensor)
     assert y[0] == 2
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / calls
 
@@ -35,10 +37,12 @@ def test_memory_is_touched_for_the_first_time_only_where_fresh_memory_is_asked_f
     for _ in range(2):  # each way again: one does not stay behind
         with allocator.memory(CPU, fresh=False) as kind:
             assert kind == "memory reused"
-            assert faults() < 10
+            assert faults(fresh=False) < 10
+            kept = [torch.ones(1000) for _ in range(1000)]  # lies in the heap above what the calls left free
         with allocator.memory(CPU, fresh=True) as kind:
             assert kind == "fresh memory"
-            assert faults() >= LARGE * 4 / 2**21  # pages of 2 MiB at most
+            assert faults(fresh=True) >= LARGE * 4 / 2**21  # pages of 2 MiB at most
+        assert len(kept) == 1000
 
 
 def test_where_malloc_is_not_glibcs_nothing_is_changed_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,36 @@
+"""What single words of a command line mean: a mistake is answered with what was expected."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from perf import library
+
+DTYPES = {name: str(dtype).removeprefix("torch.") for name, dtype in library.DTYPES.items()}
+
+
+def seconds(text: str) -> float:
+    """A time from the command line."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text!r}")
+    return number
+
+
+def positive(text: str) -> int:
+    """A positive integer from the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def dtype_name(text: str) -> str:
+    """The long name of a dtype, from either of its names."""
+    name = DTYPES.get(text, text)
+    if name not in DTYPES.values():
+        raise argparse.ArgumentTypeError(f"expected {', '.join(DTYPES)}, got {text!r}")
+    return name
