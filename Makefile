@@ -37,7 +37,7 @@ test: lint
 	$(PYTEST) -m 'not slow and not alone' $(PARALLEL)
 	$(PYTEST) -m 'not slow and alone'
 
-# What PyTorch 2.13 brings to a GPU; beside its CPU build pip takes the newest Triton. Kernels have to pass under both.
+# What PyTorch 2.13 brings to a GPU; with its CPU build pip takes the newest Triton. Kernels have to pass under both.
 PINNED := triton==3.7.1
 
 .venv/pinned: .venv/dev

@@ -13,7 +13,7 @@ from perf.rows import COPY, DIRECTIONS, RESULTS, Row, UserError, read_rows
 def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
     """The options; `output` tells what is written."""
     parser.add_argument("files", nargs="*", type=Path, help="result files (default: newest in perf/results)")
-    parser.add_argument("--output", type=Path, help=f"{output} (default: beside the first file)")
+    parser.add_argument("--output", type=Path, help=f"{output} (default: in the folder of the first file)")
     parser.add_argument("--provider", action="append", metavar="NAME", help="only this provider; may be repeated")
     cases.add_filters(parser, DIRECTIONS)
 

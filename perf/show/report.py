@@ -1,4 +1,4 @@
-"""A Markdown report of rows, with its pictures beside it: for a pull request, or to read.
+"""A Markdown report of rows, and its pictures in the same folder: for a pull request, or to read.
 
 On GitHub drag each picture onto its line.
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write(rows: Iterable[Row], path: Path, remarks: Sequence[str] = ()) -> list[Path]:
-    """Write the report and draw its pictures beside it; these. It says so where there is nothing to draw with."""
+    """Write the report, and its pictures into the same folder; these. It says so if there is nothing to draw with."""
     newest = latest_rows(rows)
     pictures = []
     if unable := cannot_draw():

@@ -25,7 +25,7 @@ FLAT_BLOCK = 1024
 FORWARD_TILE = (4, 1024)
 BACKWARD_TILE = (2, 1024)
 SUM_TILE = (16, 128)
-SLAB_ROWS = 128  # rows of one partial sum
+ROWS_PER_PARTIAL = 128  # rows of one partial sum
 DIVISIBLE = 16
 DTYPES = ("bfloat16",)  # one is enough to compare formulas with
 FUNCTIONS = {"none": "libdevice.erf", "tanh": "libdevice.tanh", "sigmoid": "tl.sigmoid"}
@@ -81,12 +81,14 @@ def flat_dx(
 
 
 @triton.jit
-def column_sums(from_ptr, to_ptr, rows, cols, SLAB: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """Sums of SLAB rows each: from [rows, cols] to [rows / SLAB, cols]."""
+def column_sums(
+    from_ptr, to_ptr, rows, cols, PARTIAL_ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr
+):
+    """Sums of PARTIAL_ROWS rows each: from [rows, cols] to [rows / PARTIAL_ROWS, cols]."""
     col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
-    start = tl.program_id(1) * SLAB
-    for first in range(start, tl.minimum(start + SLAB, rows), BLOCK_ROWS):
+    start = tl.program_id(1) * PARTIAL_ROWS
+    for first in range(start, tl.minimum(start + PARTIAL_ROWS, rows), BLOCK_ROWS):
         row = first + tl.arange(0, BLOCK_ROWS)
         inside = (row < rows)[:, None] & (col < cols)[None, :]
         total += tl.load(from_ptr + row[:, None] * cols + col[None, :], inside, other=0.0).to(tl.float32)
@@ -109,13 +111,13 @@ def tile_forward(
 @triton.jit
 def tile_backward(
     dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, rows, cols,
-    FORMULA: tl.constexpr, SLAB: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    FORMULA: tl.constexpr, PARTIAL_ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
 ):  # fmt: skip
     col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
     bias = tl.load(bias_ptr + col, col < cols).to(tl.float32)
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
-    start = tl.program_id(1) * SLAB
-    for first in range(start, tl.minimum(start + SLAB, rows), BLOCK_ROWS):
+    start = tl.program_id(1) * PARTIAL_ROWS
+    for first in range(start, tl.minimum(start + PARTIAL_ROWS, rows), BLOCK_ROWS):
         row = first + tl.arange(0, BLOCK_ROWS)
         inside = (row < rows)[:, None] & (col < cols)[None, :]
         place = row[:, None] * cols + col[None, :]
@@ -139,7 +141,7 @@ def flat(case: Case) -> Call:
         flat_dx[grid](x, x, bias, x, n, channels, inner, case.approximate, FLAT_BLOCK)
         rows = n // channels
         partial = _partial(rows, channels)
-        _sum(x, partial, rows, channels, SLAB_ROWS)
+        _sum(x, partial, rows, channels, ROWS_PER_PARTIAL)
         _sum(partial, bias, len(partial), channels, len(partial))
 
     return backward
@@ -160,7 +162,7 @@ def one_pass(case: Case) -> Call:
         height, width = BACKWARD_TILE
         partial = _partial(rows, channels)
         grid = (triton.cdiv(channels, width), len(partial))
-        tile_backward[grid](x, x, bias, x, partial, rows, channels, case.approximate, SLAB_ROWS, height, width)
+        tile_backward[grid](x, x, bias, x, partial, rows, channels, case.approximate, ROWS_PER_PARTIAL, height, width)
         _sum(partial, bias, len(partial), channels, len(partial))
 
     return backward if case.direction == "backward" else forward
@@ -190,10 +192,10 @@ def _tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _partial(rows: int, channels: int) -> torch.Tensor:
-    return torch.empty(triton.cdiv(rows, SLAB_ROWS), channels, dtype=torch.float32, device=META)
+    return torch.empty(triton.cdiv(rows, ROWS_PER_PARTIAL), channels, dtype=torch.float32, device=META)
 
 
-def _sum(source: torch.Tensor, to: torch.Tensor, rows: int, channels: int, slab: int) -> None:
+def _sum(source: torch.Tensor, to: torch.Tensor, rows: int, channels: int, partial_rows: int) -> None:
     height, width = SUM_TILE
-    grid = (triton.cdiv(channels, width), triton.cdiv(rows, slab))
-    column_sums[grid](source, to, rows, channels, slab, height, width)
+    grid = (triton.cdiv(channels, width), triton.cdiv(rows, partial_rows))
+    column_sums[grid](source, to, rows, channels, partial_rows, height, width)

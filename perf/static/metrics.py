@@ -36,7 +36,7 @@ STREAM = 0.95  # of the bytes of a launch; the rest may be a bias, which may be 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number: what it is, its unit, and what a reader should know beside it."""
+    """One number: what it is, its unit, and what else a reader should know."""
 
     metric: str
     unit: str

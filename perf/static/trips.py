@@ -62,10 +62,10 @@ def reduce_partials(of: SimpleNamespace, program: Program) -> Trips:
     return Trips((Planned(cdiv(of.partials, of.BLOCK_ROWS), loads=tiles(of, of.partial_ptr)),))
 
 
-def rows_of_a_slab(of: SimpleNamespace, program: Program) -> Trips:
-    """The rows of a slab, in the comparison kernels."""
+def rows_of_a_partial(of: SimpleNamespace, program: Program) -> Trips:
+    """The rows of one partial sum, in the comparison kernels."""
     tensors = (of.from_ptr,) if hasattr(of, "from_ptr") else (of.dy_ptr, of.x_ptr)
-    steps = cdiv(min(of.SLAB, of.rows - program[1] * of.SLAB), of.BLOCK_ROWS)
+    steps = cdiv(min(of.PARTIAL_ROWS, of.rows - program[1] * of.PARTIAL_ROWS), of.BLOCK_ROWS)
     return Trips((Planned(steps, loads=tiles(of, *tensors)),))
 
 
@@ -92,6 +92,6 @@ KERNELS: Mapping[str, Callable[[SimpleNamespace, Program], Trips]] = {
     "bias_gelu_transpose_forward": transpose,
     "bias_gelu_transpose_backward": transpose,
     "reduce_partials": reduce_partials,
-    "column_sums": rows_of_a_slab,
-    "tile_backward": rows_of_a_slab,
+    "column_sums": rows_of_a_partial,
+    "tile_backward": rows_of_a_partial,
 }

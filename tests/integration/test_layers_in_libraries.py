@@ -9,7 +9,7 @@ from triton_gelu import MLP, AudioEncoder, Conv1dGELU, LinearGELU
 from triton_gelu.modules import is_untouched
 
 
-def test_peft_merges_into_an_mlp_and_an_encoder_what_it_computes_beside_them() -> None:
+def test_peft_merges_into_an_mlp_and_an_encoder_what_it_computes_with_adapters() -> None:
     peft = pytest.importorskip("peft")
     config = {"r": 2, "init_lora_weights": False}
     spectrogram = torch.randn(1, 4, 10)
@@ -20,10 +20,10 @@ def test_peft_merges_into_an_mlp_and_an_encoder_what_it_computes_beside_them() -
         (AudioEncoder(4, 5, 8, 2, 1), "conv2", spectrogram),
     ):
         adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=[target], **config)).eval()
-        beside = adapted(x)
-        beside.sum().backward()
+        unmerged = adapted(x)
+        unmerged.sum().backward()
         adapted.merge_adapter()
-        torch.testing.assert_close(adapted(x), beside, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(adapted(x), unmerged, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"Conv1dGELU.* is not supported"):
         peft.get_peft_model(nn.Sequential(Conv1dGELU(4, 5, 3)), peft.LoraConfig(target_modules=["0"], **config))
 

@@ -32,15 +32,15 @@ class Plain(nn.Module):
 
 
 class LoRA(nn.Module):
-    """A layer and a second one beside it, which sees the input through dropout: what adapters come down to."""
+    """A layer plus a second one, which sees the input through dropout: what adapters come down to."""
 
     def __init__(self, layer: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
         self.layer, self.dropout = layer, nn.Dropout(dropout)
-        self.beside = copy.deepcopy(layer)
+        self.adapter = copy.deepcopy(layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x) + self.beside(self.dropout(x))
+        y: Tensor = self.layer(x) + self.adapter(self.dropout(x))
         return y
 
 

@@ -35,7 +35,7 @@ class Kind:
     halved: bool = False
 
     def shape(self, x: Sequence[int], dim: int) -> tuple[int, ...]:
-        """The shape of such a tensor beside an x of this shape."""
+        """The shape of such a tensor where x has this one."""
         half = dim if self.halved else None
         return tuple([x[d] // 2 if d == half else x[d] for d in self.dimensions(len(x), dim)])
 
