@@ -39,7 +39,7 @@ COMMANDS = {
     "report": "the same in Markdown, with pictures, for a pull request",
     "gpu": "all of it on a GPU in a quarter of an hour, packed to be sent back",
     "notebooks": "execute the notebooks and keep their outputs",
-    "readme": "rewrite the README's figures from the committed rows",
+    "readme": "rewrite the documents' figures from the committed rows",
     "fit": "fit the polynomials of the formulas and print their errors",
 }
 MISUSED = 2

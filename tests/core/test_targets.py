@@ -10,9 +10,11 @@ from triton_gelu.core import run, targets
 from triton_gelu.core.targets import TARGETS, Target, target_of
 
 NAMES = {
-    "sm_80": "NVIDIA A100-SXM4-80GB", "sm_90": "NVIDIA H100 80GB HBM3", "sm_100": "NVIDIA B200",
+    "sm_80": "NVIDIA A100-SXM4-80GB",
+    "sm_90": "NVIDIA H100 80GB HBM3",
+    "sm_100": "NVIDIA B200",
     "gfx942": "AMD Instinct MI300X",
-}  # fmt: skip
+}
 
 
 def triton_target(target: Target) -> GPUTarget:

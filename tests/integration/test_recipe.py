@@ -14,33 +14,48 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+RECIPE = re.compile(r"^### (.*?)\n(.*?)(?=^##)", re.DOTALL | re.MULTILINE)
 DIFF = re.compile(r"^```diff\n--- (\S+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 CHECK = Path(__file__).with_name("check_formula.py")
+RECIPES = dict(RECIPE.findall(CONTRIBUTING.read_text()))
 
 
-def changes() -> Iterator[tuple[str, str, str]]:
-    """The recipe: in which file, which lines, and what stands there afterwards."""
-    for file, hunks in DIFF.findall(CONTRIBUTING.read_text()):
+def changes(recipe: str) -> Iterator[tuple[str, str, str]]:
+    """What a recipe changes: in which file, which lines, and what stands there afterwards."""
+    for file, hunks in DIFF.findall(RECIPES[recipe]):
         for hunk in re.split(r"^@@\n", hunks, flags=re.MULTILINE):
             lines = hunk.splitlines(keepends=True)
             assert all(line[0] in " -+" for line in lines), f"{file}: {hunk}"
             yield file, *("".join(line[1:] for line in lines if line[0] in kept) for kept in (" -", " +"))
 
 
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package, and the recipe's formula in it."""
-    folder = tmp_path_factory.mktemp("recipe")
-    shutil.copytree(ROOT / "triton_gelu", folder / "triton_gelu", ignore=shutil.ignore_patterns("__pycache__"))
-    for file, old, new in changes():
+def copy_with(recipe: str, folder: Path) -> Path:
+    """A folder with the package, perf and tests, as a recipe changes them."""
+    for name in ("triton_gelu", "perf", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    for file, old, new in changes(recipe):
         text = (folder / file).read_text()
         assert text.count(old) == 1, f"CONTRIBUTING.md: these lines are not once in {file}:\n{old}"
         (folder / file).write_text(text.replace(old, new))
     return folder
 
 
-def test_the_recipe_names_the_formulas_files_only() -> None:
-    assert {file for file, _, _ in changes()} == {
+def run(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A Python command with the copy."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = {**inherited, "PYTHONPATH": str(folder), **environment}
+    command = (sys.executable, "-W", "ignore", *command)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with the recipe's formula in it."""
+    return copy_with("A formula", tmp_path_factory.mktemp("recipe"))
+
+
+def test_the_recipe_for_a_formula_names_two_files() -> None:
+    assert {file for file, _, _ in changes("A formula")} == {
         "triton_gelu/formulas/__init__.py",
         "triton_gelu/formulas/device.py",
     }
@@ -50,20 +65,48 @@ def test_the_recipe_names_the_formulas_files_only() -> None:
     "backend", ["Triton kernels", "PyTorch, in cache-sized blocks", "plain PyTorch", "torch.compile"]
 )
 def test_a_formula_added_by_the_recipe_is_right(backend: str, copy: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(copy), "TRITON_INTERPRET": "1"}
-    if backend != "Triton kernels" or os.environ.get("TRITON_INTERPRET") != "1":  # silicon, where there is some
-        del environment["TRITON_INTERPRET"]
-    run = [sys.executable, "-W", "ignore", str(CHECK), "swish3", "1.3", backend]
-    done = subprocess.run(run, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    interpreted = backend == "Triton kernels" and os.environ.get("TRITON_INTERPRET") == "1"  # else on silicon
+    environment = {"TRITON_INTERPRET": "1"} if interpreted else {}
+    done = run(copy, str(CHECK), "swish3", "1.3", backend, **environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(copy / "triton_gelu" / "__init__.py"), "right"]
 
 
 def test_a_formula_without_its_branches_fails_by_name(copy: Path, tmp_path: Path) -> None:
-    shutil.copytree(copy, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(copy / "triton_gelu", tmp_path / "triton_gelu")
     shutil.copy(ROOT / "triton_gelu" / "formulas" / "device.py", tmp_path / "triton_gelu" / "formulas")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "TRITON_INTERPRET": "1"}
-    run = [sys.executable, "-W", "ignore", str(CHECK), "swish3", "1.3", "Triton kernels"]
-    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = run(tmp_path, str(CHECK), "swish3", "1.3", "Triton kernels", TRITON_INTERPRET="1")
     assert done.returncode
     assert "formula 'swish3'" in done.stderr
+
+
+def test_a_backend_added_by_the_recipe_is_asked(tmp_path: Path) -> None:
+    done = run(copy_with("A backend", tmp_path), "-m", "triton_gelu")
+    assert done.returncode == 0, done.stderr
+    assert "it is an example" in done.stdout
+
+
+def test_a_gpu_added_by_the_recipe_is_planned_for_and_known(tmp_path: Path) -> None:
+    copy_with("A GPU", tmp_path)
+    done = run(tmp_path, "-m", "triton_gelu", "--shape", "64,4096", "--target", "sm_89")
+    assert "L40S (sm_89), 142 processors" in done.stdout
+    tests = "tests/core/test_targets.py"
+    done = run(tmp_path, "-m", "pytest", "-q", tests, "-k", "known_by_name", "--rootdir", str(tmp_path))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("A case", ["--set", "quick", "--dtype", "bf16"]),
+        ("A provider", ["--provider", "max-autotune", "--set", "targets"]),
+    ],
+)
+def test_a_case_and_a_provider_added_by_the_recipes_are_there(recipe: str, words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import argparse, sys; from perf import cases, providers; parser = argparse.ArgumentParser();"
+        "cases.add_arguments(parser); providers.add_arguments(parser); args = parser.parse_args(sys.argv[1:]);"
+        "print(*(case.name for case in cases.select(args)), *providers.select(args))"
+    )
+    done = run(copy_with(recipe, tmp_path), "-c", code, *words)
+    assert ("mine" if recipe == "A case" else "max-autotune") in done.stdout.split(), done.stderr
