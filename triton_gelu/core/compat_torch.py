@@ -18,7 +18,7 @@ from torch.compiler import is_dynamo_compiling
 F = TypeVar("F", bound=Callable[..., object])
 
 try:
-    from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
+    from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
     from torch._C._functorch import peek_interpreter_stack
 
     forward_ad._current_level  # noqa: B018
@@ -55,8 +55,8 @@ def untraced(function: F) -> F:
 def is_plain_eager(*tensors: Tensor | None) -> bool:
     """Whether a call on these is plain eager PyTorch on numbers in memory, or, on the meta device, on none.
 
-    Then there is no compiler, transform, mode, subclass or forward-mode AD, and each tensor has an address: one that
-    is sparse, empty, zero without memory, or wrapped by a transform has none.
+    Then there is no compiler, tracer, transform, mode, subclass or forward-mode AD. And each tensor has an address: one
+    that is sparse, empty, zero without memory, or wrapped by a transform has none.
     """
     if (
         not _complete
@@ -65,6 +65,7 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
         or forward_ad._current_level >= 0
         or _len_torch_dispatch_stack()
         or _len_torch_function_stack()
+        or _get_tracing_state() is not None
     ):
         return False
     try:
@@ -107,9 +108,24 @@ def _is_transformed() -> bool:
 
 
 @untraced
+def is_tracing() -> bool:
+    """Whether torch.jit.trace is at work."""
+    return _complete and _get_tracing_state() is not None
+
+
+def is_functionalized() -> bool:
+    """Whether torch.func.functionalize is at work, which knows no autograd.Function."""
+    interpreter = peek_interpreter_stack() if _complete else None
+    return interpreter is not None and interpreter.key().name == "Functionalize"
+
+
+@untraced
 def is_exporting() -> bool:
-    """Whether torch.export is at work. Dynamo must not trace the question: it said yes to it anywhere (#176347)."""
-    return torch.compiler.is_exporting()
+    """Whether torch.export or torch.jit.trace is at work: what they make has to run where this package is not.
+
+    Dynamo must not trace the question: it said yes to it anywhere (#176347).
+    """
+    return torch.compiler.is_exporting() or is_tracing()
 
 
 def register_decomposition(operator: Any, function: Callable[..., object], kernels: Sequence[Any]) -> None:

@@ -7,7 +7,7 @@ take half as long again as the rest of a call does. `Op.source` shows that sourc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import compat_torch, run
-from .declare import Arg, Tensors
+from .declare import Arg, Tensors, shape_of
 from .dispatch import Choice
 
 if TYPE_CHECKING:
@@ -146,6 +146,13 @@ def _lead(op: Op, tensors: Sequence[Any]) -> Tensor:
     return x
 
 
+def without_inference_tensors(*tensors: Tensor | None) -> Iterator[Tensor | None]:
+    """Copies of tensors that autograd refuses to save, while handling that refusal; any other error goes on."""
+    if not any(tensor is not None and tensor.is_inference() for tensor in tensors):
+        raise
+    return (tensor.clone() if tensor is not None and tensor.is_inference() else tensor for tensor in tensors)
+
+
 def generate(op: Op) -> tuple[str, Callable[..., Tensor], Callable[[Call], Callable[..., Tensors]]]:
     """The source of an operator's eager path, and its functions `call` and `keep_backward`."""
     text = source(op)
@@ -166,6 +173,8 @@ def generate(op: Op) -> tuple[str, Callable[..., Tensor], Callable[[Call], Calla
         "register_sharding": op.register_sharding,
         "operator": op.operators[FORWARD]._opoverload,
         "differentiable_backward": partial(differentiable_backward, op),
+        "without_inference_tensors": without_inference_tensors,
+        "shape_of": shape_of,
         "plan_backward": partial(plan_backward, op),
     }
     run.exec_source(text, f"<{op.levels[FORWARD].name}, eager>", space)
@@ -196,7 +205,10 @@ def call({tensors}, {options}):
     except (KeyError, TypeError):  # what can't be hashed is no option, as the check will say
         found = call_for(key, ({tensors}, {options}))
     if ({recorded}) and is_grad_enabled():
-        return record({tensors}, found)
+        try:
+            return record({tensors}, found)
+        except RuntimeError:
+            return record(*without_inference_tensors({tensors}), found)
     return found.forward({tensors})
 
 
@@ -215,7 +227,7 @@ def general({tensors}, {options}):
 class Recorded(Function):
     @staticmethod
     def forward(ctx, {tensors}, found):
-        ctx.save_for_backward({tensors})
+        ctx.save_for_backward({", ".join(arg.name if arg.read else f"shape_of({arg.name})" for arg in op.inputs)})
         ctx.found = found
         return found.forward({tensors})
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ from .declare import (
     keep_needed,
     levels,
     or_empty,
+    shape_of,
     sharding_rules,
 )
 from .dispatch import Backend, Choice, Kernels, Support, choose, kernels_support
@@ -90,6 +92,13 @@ class Op:
 
     def check(self, *given: Any) -> tuple[Any, ...]:
         """The options of a call in canonical form. Raises TypeError or ValueError where an argument does not fit."""
+        if compat_torch.is_tracing():  # which warns that a comparison of sizes stays as it was traced: so it may
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+                return self._check(*given)
+        return self._check(*given)
+
+    def _check(self, *given: Any) -> tuple[Any, ...]:
         tensors, options = given[: len(self.inputs)], given[len(self.inputs) :]
         checks.check_lead(self.inputs[0].name, tensors[0])
         options = self.check_options(tensors[0], *options)
@@ -195,7 +204,8 @@ class Op:
         has_gradient = [arg.differentiable for arg in level.args]
 
         def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.save_for_backward(*inputs[:count])
+            kept = zip(level.args, inputs, strict=False)
+            ctx.save_for_backward(*[tensor if arg.read else shape_of(tensor) for arg, tensor in kept])
             ctx.options, ctx.needs = self.options_of(level, inputs), level.needed(inputs)
             ctx.set_materialize_grads(not level.needs)
 

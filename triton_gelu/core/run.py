@@ -37,15 +37,14 @@ def bind(
     x, tensors = given[level.lead], level.by_name(given)
     needed = dict(zip([result.name for result in level.results], level.needed(given), strict=True))
     layout = dense_strides(x)
-    own = level.args[level.lead].kind
-    strides = {arg.name: _strides_of(arg.kind, own, layout, x.shape, dim) for arg in level.args}
+    kinds, own = {arg.name: arg.kind for arg in level.args}, level.args[level.lead].kind
     plan = planner(device_target(x.device), layout, *given) if x.numel() else Plan()
     values: dict[str, Any] = {
         "driver": compat_triton.driver, "planned_for": compat_triton.driver(), "replan": replan, "dense": dense,
-        **{f"strides_{name}": strides[name] for name in plan.dense},
+        **{f"strides_{name}": _strides_of(kinds[name], own, layout, x.shape, dim) for name in plan.dense},
         **{f"launch_{i}": Run(step.launch, kernels, x.device).__call__ for i, step in enumerate(plan.steps)},
     }  # fmt: skip
-    zeros, kinds = [], {arg.name: arg.kind for arg in level.args}
+    zeros = []
     for result, origin in zip(level.results, level.sources, strict=True):
         like = tensors[origin]
         if not needed[result.name] or like is None:

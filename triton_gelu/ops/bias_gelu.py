@@ -83,7 +83,8 @@ def _reduce(du: Tensor, bias: Tensor | None, dim: int) -> Tensor | None:
 
 
 def _value(u: Tensor, approximate: str) -> Tensor:
-    if torch.compiler.is_dynamo_compiling():  # it refuses functions with a forward mode, and differentiates formulas
+    # These refuse functions with a forward mode, and differentiate formulas.
+    if torch.compiler.is_dynamo_compiling() or compat_torch.is_functionalized():
         erfc = isinstance(FORMULAS[approximate].gate, Normal)
         return u * (torch.erfc(u * -math.sqrt(0.5)) * 0.5) if erfc else formulas.gelu(u, approximate)
     value: Tensor = _Value.apply(u, approximate)

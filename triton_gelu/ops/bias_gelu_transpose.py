@@ -96,7 +96,7 @@ assert PLAIN.double_backward is not None
 
 BIAS_GELU_TRANSPOSE = Op(
     "bias_gelu_transpose",
-    [Arg("x", WHOLE), Arg("bias", VECTOR, optional=True), Arg("position", PLANE, optional=True)],
+    [Arg("x", WHOLE), Arg("bias", VECTOR, optional=True), Arg("position", PLANE, optional=True, read=False)],
     EXCHANGED,
     [Option("approximate", "str")],
     dim=lambda approximate: CHANNELS,

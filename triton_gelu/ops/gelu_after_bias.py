@@ -47,7 +47,7 @@ def _by(of: Backend) -> Backend:
 
 GELU_AFTER_BIAS = Op(
     "gelu_after_bias",
-    [Arg("x", WHOLE), Arg("bias", VECTOR)],
+    [Arg("x", WHOLE), Arg("bias", VECTOR, read=False)],
     WHOLE,
     [Option("dim", "int"), Option("approximate", "str")],
     dim=lambda dim, approximate: dim,
