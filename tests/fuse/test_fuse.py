@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from triton_gelu import LinearGELU, fuse, unfuse
-from triton_gelu.fuse import FusionReport, gelu, patch, tagged, trace
+from triton_gelu.fuse import FusionReport, gelu, tagged
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -600,7 +600,7 @@ def test_a_client_learns_the_same(name: str) -> None:
             loss.backward()
             optimizer.step()
             losses[-1].append(loss.item())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-4)
     assert losses[0][-1] < losses[0][0]
 
 

@@ -67,7 +67,8 @@ class FusionReport:
         rows = [("layer", "formula", "fused")]
         rows += [(site.name, site.formula, "yes" if site.fused else f"no: {site.reason}") for site in self.sites]
         name, formula = (max(len(row[column]) for row in rows) for column in (0, 1))
-        return "\n".join([*(f"{row[0]:{name}}  {row[1]:{formula}}  {row[2]}" for row in rows), self.runs])
+        lines = [f"{row[0]:{name}}  {row[1]:{formula}}  {row[2]}" for row in rows]
+        return "\n".join([*lines, self.runs] if any(site.fused for site in self.sites) else lines)
 
 
 def fuse(model: nn.Module, *example_args: Any, **example_kwargs: Any) -> FusionReport:

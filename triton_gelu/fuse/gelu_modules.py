@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from . import gelu, tagged
 from .bias_gradient import fused_gelu
 from .layers import REAL_TYPES
-from .tagged import untag
+from .tagged import Tagged, untag
 
 
 def _calls_act(self: Any, input: Tensor) -> Tensor:
@@ -53,16 +53,19 @@ def gelu_forward(original: type[nn.Module], formula: str) -> Callable[..., Any]:
         if len(args) != 1 or kwargs or original.forward is not plain:
             return original.forward(self, *args, **kwargs)
         (h,) = args
-        now: Any = formula or formula_now(self)
-        if now not in gelu.FORMULAS or not isinstance(h, Tensor) or not gelu.has_kernels(h.device.type):
+        if type(h) not in REAL_TYPES or not gelu.has_kernels(h.device.type):
             return plain(self, h)
+        now: Any = formula or formula_now(self)
         if is_dynamo_compiling():
-            if gelu.is_exporting() or gelu.is_transformed():
+            if now not in gelu.FORMULAS or gelu.is_exporting() or gelu.is_transformed():
                 return plain(self, h)
             tagged.allow_in_graph()
             return tagged.gelu_in_graph(h, now)
-        untag(h)
-        return fused_gelu(h, now) if gelu.fits(h) and type(self) is not original else plain(self, h)
+        if type(h) is Tagged:
+            untag(h)
+        if now in gelu.FORMULAS and gelu.fits(h) and type(self) is not original:
+            return fused_gelu(h, now)
+        return plain(self, h)
 
     return forward
 

@@ -99,12 +99,13 @@ def layer_forward(original: type[nn.Module], kind: str, tag: bool) -> Callable[.
     plain, (call, dim, size) = original.forward, KINDS[kind]
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if len(args) != 1 or kwargs or original.forward is not plain:
+        recording = torch.is_grad_enabled()
+        if not (recording or tag) or len(args) != 1 or kwargs or original.forward is not plain:
             return original.forward(self, *args, **kwargs)
         (input,), bias = args, self.bias
         if bias is None or bias.ndim != 1 or not gelu.has_kernels(bias.device.type):
             return plain(self, input)
-        recorded = bias.requires_grad and torch.is_grad_enabled()
+        recorded = recording and bias.requires_grad
         if is_dynamo_compiling():
             if not (recorded or tag) or gelu.is_exporting() or gelu.is_transformed():
                 return plain(self, input)

@@ -1,8 +1,9 @@
 """How a module is changed, and changed back: it is given a generated subclass of its own class, with another `forward`.
 
 There is one such class for each class and way of changing it, and nothing on the instance: no attribute, no hook. The
-class compares equal to the original, has its hash and passes for it as `module.__class__`, so that look-ups by type
-find what they found before; only `type(module) is nn.Linear` is false. Copies and pickles of a module stay fused.
+class passes for the original as `module.__class__`; that of a class of PyTorch's also compares equal to it and has its
+hash, so that tables by type are read as before. Only `type(module) is nn.Linear` is false. Copies and pickles of a
+module stay fused.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def obstacle(module: nn.Module) -> str:
 
 _set_class = cast(Any, object.__dict__["__class__"]).__set__
 _classes: MutableMapping[object, Class] = WeakValueDictionary()
-_metaclasses: dict[type, type] = {}
+_metaclasses: dict[tuple[type, type], type] = {}
 _lock = threading.RLock()
 
 
@@ -111,13 +112,17 @@ def _generate(original: Class, how: Change) -> Class:
     body["__class__"] = property(lambda module: original, _set_class)
     if original.__reduce_ex__ is object.__reduce_ex__:
         body["__reduce_ex__"] = _reduce_ex
-    metaclass: Any = _metaclass(type(original))
+    metaclass: Any = _metaclass(original)
     made: Class = metaclass(original.__name__, (original,), body)
     return made
 
 
 class _Changed(type):
-    """The metaclass of generated classes, by which they are found wherever their original is looked for."""
+    """The metaclass of generated classes, by which pickle knows them."""
+
+
+class _Equal(_Changed):
+    """The same for classes of PyTorch's. Others may call super(), which Dynamo looks up by comparing classes."""
 
     def __eq__(cls, other: object) -> bool:
         return cls is other or vars(cls).get("_original", cls) is other
@@ -127,12 +132,14 @@ class _Changed(type):
         return type.__hash__(cls) if original is None else hash(original)
 
 
-def _metaclass(of: type) -> type:
-    if of not in _metaclasses:
-        made: type = _Changed if of is type else type(_Changed.__name__, (_Changed, of), {})
+def _metaclass(original: Class) -> type:
+    wanted = _Equal if original.__module__.startswith("torch.nn.") else _Changed
+    key = wanted, type(original)
+    if key not in _metaclasses:
+        made: type = wanted if type(original) is type else type(wanted.__name__, (wanted, type(original)), {})
         copyreg.pickle(made, _reduce_class)
-        _metaclasses[of] = made
-    return _metaclasses[of]
+        _metaclasses[key] = made
+    return _metaclasses[key]
 
 
 def _change_of(cls: type) -> Change | None:
