@@ -11,7 +11,7 @@ import dis
 import math
 import sys
 from collections.abc import Collection
-from types import FunctionType, ModuleType, SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import NamedTuple, get_args
 
 import torch
@@ -22,9 +22,11 @@ from .gelu import Approximate, gelu
 
 NAMESPACES = (torch, math, F, nn, torch.special)
 FUNCTIONS = frozenset(
-    ["erf", "erfc", "tanh", "sigmoid", "exp", "pow", "square", "sqrt", "mul", "add", "sub", "div", "pi"]
+    ["erf", "erfc", "tanh", "sigmoid", "exp", "pow", "square", "sqrt", "mul", "add", "sub", "div", "pi", "gelu"]
 )
 """Functions and constants that the code may name, of a tensor or of one of NAMESPACES."""
+
+SUBMODULES = ("nn", "functional", "special")
 
 HARMLESS = frozenset([
     "RESUME", "CACHE", "NOP", "NOT_TAKEN", "EXTENDED_ARG", "PUSH_NULL", "PRECALL",
@@ -124,15 +126,17 @@ def _is_pure(function: FunctionType, also: Collection[str] = ()) -> bool:
             return False
         if each.opname == "BINARY_OP" and each.argrepr not in ("+", "-", "*", "/", "**"):  # in place, or a part
             return False
-    for name in code.co_names:
-        meant = function.__globals__.get(name)
-        if name in also or (name in FUNCTIONS and (meant is None or getattr(torch, name, None) is meant)):
-            continue
-        if isinstance(meant, ModuleType) and any(meant is namespace for namespace in NAMESPACES):
-            continue
-        if name in ("nn", "functional", "special") and meant is None:
-            continue
-        if isinstance(meant, FunctionType) and meant is not function and _is_pure(meant):
-            continue
-        return False
+        if each.opname == "LOAD_GLOBAL" and not _is_known(each.argval, function.__globals__.get(each.argval), function):
+            return False
+        if each.opname in ("LOAD_ATTR", "LOAD_METHOD") and each.argval not in (*FUNCTIONS, *SUBMODULES, *also):
+            return False
     return True
+
+
+def _is_known(name: str, meant: object, within: FunctionType) -> bool:
+    """Whether a global variable is a namespace, one of its functions, or a function that is pure itself."""
+    if any(meant is namespace for namespace in NAMESPACES):
+        return True
+    if name in FUNCTIONS and any(getattr(namespace, name, within) is meant for namespace in NAMESPACES):
+        return True
+    return isinstance(meant, FunctionType) and meant is not within and _is_pure(meant)
