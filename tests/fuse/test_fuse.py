@@ -180,6 +180,8 @@ USES: dict[str, Activation] = {
     "its data": lambda h: F.gelu(h) + h.data,
     "its metadata": lambda h: F.gelu(h).view(h.shape).to(h.dtype) if h.requires_grad else F.gelu(h),
     "numpy": lambda h: F.gelu(h) + torch.from_numpy(h.detach().numpy()),
+    "vmap": lambda h: torch.func.vmap(F.gelu)(h),
+    "lists within lists": lambda h: torch.block_diag(*[h, F.gelu(h)])[:4, :16] + torch.stack([h, F.gelu(h)])[1],
     "a checkpoint": lambda h: checkpoint(lambda h: F.gelu(h) * h.sigmoid(), h, use_reentrant=False),
     "an old checkpoint": lambda h: checkpoint(F.gelu, h, use_reentrant=True),
 }
@@ -265,12 +267,19 @@ def test_a_gelu_is_found_with_its_formula_and_fused(what: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
-def test_convolutions_are_fused(kind: str, dim: int) -> None:
+def test_convolutions_are_fused(kind: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(getattr(nn, f"{kind}{dim}d")(4, 6, 3), nn.GELU())
     x = torch.randn([2, 4, *[5] * dim], requires_grad=True)
     plain = copy.deepcopy(model)
     assert fused(fuse(model, x)) == [("0", "none")]
     assert_same(results(model, x), results(plain, x), 1e-5)
+    if dim > 1:
+        layout = torch.channels_last if dim == 2 else torch.channels_last_3d
+        x = x.detach().to(memory_format=layout).requires_grad_()
+        model.to(memory_format=layout), plain.to(memory_format=layout)
+        calls = Calls(monkeypatch)
+        assert_same(results(model, x), results(plain, x), 1e-5)
+        assert (calls.fused_biases, calls.summed_biases) == (1, 0)
 
 
 def quantized() -> nn.Module:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import gc
 import inspect
 import math
+import pickle
 import random
 import threading
 import types
@@ -708,3 +710,100 @@ def test_without_kernels_a_graph_is_the_unfused_ones(monkeypatch: pytest.MonkeyP
         torch.compile(net, backend=backend, fullgraph=True)(torch.randn(4, 8))
     assert graphs[0] == graphs[1]
     assert len(graphs[0]) == 3
+
+
+def test_the_encoder_of_pytorch_keeps_its_path_in_cpp() -> None:
+    def make() -> nn.Module:
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0, activation="gelu", batch_first=True)
+        return nn.TransformerEncoder(layer, 2)
+
+    model, plain, x = twins(make, 2, 3, 8)
+    assert len(fused(fuse(model.train(), x))) == 2
+    assert_same(results(model, x), results(plain, x), 1e-5)
+    model.eval(), plain.eval()
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        ours = model(x)
+    assert "aten::_transformer_encoder_layer_fwd" in [event.name for event in profile.events()]
+    torch.testing.assert_close(ours, plain(x))
+
+
+def test_layers_in_one_module_and_modules_within_are_both_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.b = nn.Parameter(torch.randn(16, 8)), nn.Parameter(torch.randn(16))
+            self.inner = Net(nn.GELU(), nn.Linear(16, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.inner(F.gelu(F.linear(x, self.w, self.b)))
+            return y
+
+    model, plain, x = twins(Both)
+    assert [name for name, _ in fused(fuse(model, x))] == ["", "inner.first"]
+    calls = Calls(monkeypatch)
+    assert_same(results(model, x), results(plain, x), 1e-5)
+    assert (len(calls.forward), calls.fused_biases, calls.summed_biases) == (2, 2, 0)
+
+
+def test_threads_learn_at_once() -> None:
+    model, plain, x = twins(Net)
+    expected = results(plain, x)[2]
+    found: list[Tensor] = []
+
+    def learn() -> None:
+        net = copy.deepcopy(model)
+        for _ in range(5):
+            found.append(results(net, x.detach().requires_grad_())[2])
+
+    threads = [threading.Thread(target=learn) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 20
+    for gradient in found:
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_that_is_walked_twice_is_right_twice() -> None:
+    model, plain, x = twins(Net)
+    seen = []
+    for net in (model, plain):
+        loss = net(x).square().sum()
+        loss.backward(retain_graph=True)
+        first = net.first.bias.grad.clone()
+        (dx,) = torch.autograd.grad(loss, x, retain_graph=True)
+        loss.backward()
+        seen.append([first, dx, net.first.bias.grad])
+    for ours, theirs in zip(*seen, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_default_device_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    model, plain, x = twins(Net)
+    calls = Calls(monkeypatch)
+    with torch.device(device):
+        assert_same(results(model, x), results(plain, x), 1e-5)
+    assert calls.forward == ["none"]
+
+
+@pytest.mark.parametrize("make", [pair, Net])
+def test_no_rows_are_right(make: Callable[[], nn.Module]) -> None:
+    model, plain, _ = twins(make)
+    x = torch.randn(0, 8, requires_grad=True)
+    for net in (model, plain):
+        net(x).sum().backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in plain.parameters()])
+
+
+class Abstract(nn.Linear, abc.ABC):
+    """A layer with a metaclass of its own."""
+
+
+def test_a_class_with_a_metaclass_is_changed_and_copied() -> None:
+    model, plain, x = twins(lambda: Net(nn.GELU(), Abstract(8, 16)))
+    assert_same(results(model, x), results(plain, x), 1e-5)
+    twin = pickle.loads(pickle.dumps(model))
+    assert type(twin.first) is type(model.first) is not Abstract
+    unfuse(twin)
+    assert type(twin.first) is Abstract

@@ -6,14 +6,14 @@ here. The bias is already in `h`; only its gradient is wanted.
 
 from __future__ import annotations
 
-import threading
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C import _get_function_stack_at, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
 
 from ..core import compat_torch as _compat
 from ..core import operators as _operators
@@ -47,13 +47,14 @@ def is_transformed() -> bool:
     return _compat._transformed()
 
 
-class _OwnModes(threading.local):
-    """How many modes of `fuse` itself are on in this thread."""
-
-    count = 0
+class HarmlessMode(TorchFunctionMode):
+    """A mode of `fuse` itself."""
 
 
-own_modes = _OwnModes()
+def _are_modes_harmless() -> bool:
+    """Whether the modes that are on are ours, or a default device, which changes nothing about existing tensors."""
+    modes = [_get_function_stack_at(index) for index in range(_len_torch_function_stack())]
+    return all(isinstance(mode, (HarmlessMode, DeviceContext)) for mode in modes)
 
 
 def is_plain_eager() -> bool:
@@ -62,7 +63,7 @@ def is_plain_eager() -> bool:
         peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not _len_torch_dispatch_stack()
-        and _len_torch_function_stack() == own_modes.count
+        and (not _len_torch_function_stack() or _are_modes_harmless())
         and torch._C._get_tracing_state() is None
     )
 
