@@ -59,8 +59,11 @@ class FusionReport:
     @property
     def runs(self) -> str:
         """What the device that the model was on will run, in one line."""
+        kernels = "each GELU is one kernel, and so are its gradient and the bias's together"
+        if self.device_type == "meta":
+            return f"On a device with Triton kernels, {kernels}; elsewhere, PyTorch's own operators run."
         if has_kernels(self.device_type):
-            return f"On {self.device_type}, each GELU is one kernel, and so are its gradient and the bias's together."
+            return f"On {self.device_type}, {kernels}."
         return f"On {self.device_type}, there are no kernels: PyTorch's own operators run, as before."
 
     def __str__(self) -> str:

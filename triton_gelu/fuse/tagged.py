@@ -132,6 +132,17 @@ def functional_types() -> tuple[Any, Any]:
                     result.__class__ = cls
                 return result
 
+        @classmethod
+        def __torch_dispatch__(  # type: ignore[override]
+            cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            """Where functions come that are not told of classes of tensors, such as torch.vmap's."""
+            leaves: Any = tree_leaves((args, kwargs))
+            for leaf in leaves:
+                if type(leaf) is cls:
+                    leaf.__class__ = FunctionalTensor
+            return func(*args, **kwargs or {})
+
     return FunctionalTensor, TaggedFunctional
 
 
