@@ -522,7 +522,8 @@ def test_it_works_under_ddp() -> None:
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("layerwise", [False, True])
-def test_it_works_under_fsdp2(layerwise: bool) -> None:
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_it_works_under_fsdp2(layerwise: bool, compiled: bool) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -531,7 +532,8 @@ def test_it_works_under_fsdp2(layerwise: bool) -> None:
     expected = results(plain, x)
     for part in (model.first, model.last, model) if layerwise else (model,):
         fully_shard(part, mesh=mesh)
-    ours = results(model, x)
+    torch._dynamo.reset()
+    ours = results(model, x, call=torch.compile(model, backend="aot_eager") if compiled else None)
     assert_same([t.full_tensor() if hasattr(t, "full_tensor") else t for t in ours], expected, 1e-5)
 
 
@@ -550,6 +552,21 @@ def test_sharded_layers_are_reported() -> None:
     assert [(site.name, site.reason) for site in fuse(sharded, distribute_tensor(torch.randn(2, 8), mesh))] == [
         ("first", "DTensor operands")
     ]
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_tensor_parallel_finds_fused_layers(compiled: bool) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    torch._dynamo.reset()
+    model, plain, x = make_fused()
+    expected = results(plain, x)
+    parallelize_module(model, init_device_mesh("cpu", (1,)), {"first": ColwiseParallel(), "last": RowwiseParallel()})
+    call = torch.compile(model, backend="aot_eager") if compiled else None
+    ours = results(model, x, call=call)
+    assert_same([t.full_tensor() if hasattr(t, "full_tensor") else t for t in ours], expected, 1e-5)
 
 
 @pytest.mark.slow

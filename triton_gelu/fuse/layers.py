@@ -117,6 +117,8 @@ def layer_forward(original: type[nn.Module], kind: str, tag: bool) -> Callable[.
         bias = self.bias
         if bias is None or bias.ndim != 1 or not gelu.has_kernels(bias.device.type):
             return plain(self, input)
+        if type(input) not in REAL_TYPES or type(bias) not in EXACT_TYPES or type(self.weight) not in EXACT_TYPES:
+            return plain(self, input)
         recorded = recording and bias.requires_grad
         if is_dynamo_compiling():
             if not (recorded or tag) or gelu.is_exporting() or gelu.is_transformed():
@@ -126,9 +128,6 @@ def layer_forward(original: type[nn.Module], kind: str, tag: bool) -> Callable[.
             return tagged.layer_in_graph(h, bias if recorded else None, dim, tag)
         if (
             not (recorded or tag)
-            or type(input) not in REAL_TYPES
-            or type(bias) not in EXACT_TYPES
-            or type(self.weight) not in EXACT_TYPES
             or not gelu.is_plain_eager()
             or type(self) is original  # unfused, but somebody has kept the method
         ):

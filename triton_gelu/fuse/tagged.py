@@ -137,10 +137,9 @@ def functional_types() -> tuple[Any, Any]:
             cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
             """Where functions come that are not told of classes of tensors, such as torch.vmap's."""
-            leaves: Any = tree_leaves((args, kwargs))
-            for leaf in leaves:
+            for leaf in tree_leaves((args, kwargs)):
                 if type(leaf) is cls:
-                    leaf.__class__ = FunctionalTensor
+                    leaf.__class__ = FunctionalTensor  # type: ignore[assignment]
             return func(*args, **kwargs or {})
 
     return FunctionalTensor, TaggedFunctional
