@@ -82,6 +82,26 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
     return True
 
 
+def is_unseen(function_modes: int = 0) -> bool:
+    """Whether a call is neither transformed nor traced, and seen by no mode but so many function modes of one's own."""
+    return (
+        _complete
+        and peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not _len_torch_dispatch_stack()
+        and _len_torch_function_stack() == function_modes
+        and _get_tracing_state() is None
+    )
+
+
+@functools.cache
+def functional_tensor() -> type[Tensor]:
+    """The class of AOTAutograd's tensors. It takes a second to import."""
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return FunctionalTensor
+
+
 def apply_without_functorch(function: type[Function]) -> Callable[..., Any]:
     """What `function.apply` does in plain eager calls; it looks for functorch first, which takes longer than that."""
     return getattr(super(Function, function), "apply", function.apply)
@@ -89,7 +109,7 @@ def apply_without_functorch(function: type[Function]) -> Callable[..., Any]:
 
 def takes_custom_op(*tensors: Tensor | None) -> bool:
     """Whether this call may be that of an operator: nothing transforms it, and the tensors' types take any operator."""
-    return not _is_transformed() and all(t is None or _type(t) in TAKE_CUSTOM_OPS for t in tensors)
+    return not is_transformed() and all(t is None or _type(t) in TAKE_CUSTOM_OPS for t in tensors)
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -102,7 +122,7 @@ def _type(tensor: Tensor) -> str:
 
 
 @untraced
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work, which don't look into an operator; Dynamo guards both."""
     return not _complete or peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
