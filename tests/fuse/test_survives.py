@@ -697,9 +697,9 @@ def test_modules_that_dynamo_does_not_look_into_compile() -> None:
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), plain(x))
 
 
-def test_without_kernels_a_graph_is_the_unfused_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("without_kernels")
+def test_without_kernels_a_graph_is_the_unfused_ones() -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(gelu._compat, "triton_drives", lambda device_type: False)
     graphs: list[list[str]] = []
 
     def backend(graph: torch.fx.GraphModule, example: Any) -> Any:

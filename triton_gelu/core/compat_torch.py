@@ -18,8 +18,14 @@ from torch.compiler import is_dynamo_compiling
 F = TypeVar("F", bound=Callable[..., object])
 
 try:
-    from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
+    from torch._C import (
+        _get_function_stack_at,
+        _get_tracing_state,
+        _len_torch_dispatch_stack,
+        _len_torch_function_stack,
+    )
     from torch._C._functorch import peek_interpreter_stack
+    from torch.utils._device import DeviceContext
 
     forward_ad._current_level  # noqa: B018
     _complete = True
@@ -82,16 +88,25 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
     return True
 
 
-def is_unseen(function_modes: int = 0) -> bool:
-    """Whether a call is neither transformed nor traced, and seen by no mode but so many function modes of one's own."""
+def is_unseen(*harmless: type) -> bool:
+    """Whether a call is neither transformed nor traced, and seen by no mode but those, or a default device.
+
+    A default device changes nothing about tensors that exist.
+    """
     return (
         _complete
         and peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not _len_torch_dispatch_stack()
-        and _len_torch_function_stack() == function_modes
+        and (not _len_torch_function_stack() or _are_modes(harmless))
         and _get_tracing_state() is None
     )
+
+
+def _are_modes(kinds: tuple[type, ...]) -> bool:
+    """Whether all function modes that are on are of these kinds, or a default device."""
+    modes = [_get_function_stack_at(index) for index in range(_len_torch_function_stack())]
+    return all(isinstance(mode, (DeviceContext, *kinds)) for mode in modes)
 
 
 @functools.cache

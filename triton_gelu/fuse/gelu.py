@@ -6,10 +6,9 @@ here. The bias is already in `h`; only its gradient is wanted.
 
 from __future__ import annotations
 
-import threading
-
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..core import compat_torch, compat_triton
 from ..core.checks import DTYPES
@@ -46,18 +45,13 @@ def has_kernels(device_type: str) -> bool:
     return device_type == "meta" or compat_triton.drives(device_type)[0]
 
 
-class _OwnModes(threading.local):
-    """How many modes of `fuse` itself are on in this thread."""
-
-    count = 0
-
-
-own_modes = _OwnModes()
+class HarmlessMode(TorchFunctionMode):
+    """A mode of `fuse` itself."""
 
 
 def is_plain_eager() -> bool:
     """Whether this call is neither transformed, nor traced, nor seen by a mode of somebody else."""
-    return compat_torch.is_unseen(own_modes.count)
+    return compat_torch.is_unseen(HarmlessMode)
 
 
 def fits(h: Tensor) -> bool:

@@ -110,7 +110,7 @@ def functional_types() -> tuple[Any, Any]:
     """AOTAutograd's class of tensors, and the same with a tag. It takes a second to import."""
     FunctionalTensor: Any = gelu.functional_tensor()
 
-    class TaggedFunctional(FunctionalTensor):
+    class TaggedFunctional(FunctionalTensor):  # type: ignore[misc]
         @classmethod
         def __torch_function__(
             cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -124,7 +124,7 @@ def functional_types() -> tuple[Any, Any]:
                 tagged = type(h) is cls
                 for leaf in tree_leaves((args, kwargs)):
                     if type(leaf) is cls:
-                        leaf.__class__ = FunctionalTensor  # type: ignore[assignment]
+                        leaf.__class__ = FunctionalTensor
                 if tagged and formula in ("none", "tanh") and is_traced(h):
                     return fused_gelu(h, formula)
                 result = func(*args, **kwargs)
@@ -133,13 +133,13 @@ def functional_types() -> tuple[Any, Any]:
                 return result
 
         @classmethod
-        def __torch_dispatch__(  # type: ignore[override]
+        def __torch_dispatch__(
             cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
             """Where functions come that are not told of classes of tensors, such as torch.vmap's."""
             for leaf in tree_leaves((args, kwargs)):
                 if type(leaf) is cls:
-                    leaf.__class__ = FunctionalTensor  # type: ignore[assignment]
+                    leaf.__class__ = FunctionalTensor
             return func(*args, **kwargs or {})
 
     return FunctionalTensor, TaggedFunctional
