@@ -1,4 +1,4 @@
-"""What PyTorch keeps private, guarded, in one place.
+"""PyTorch's private names, guarded: what kind of call this is, quick allocation, decompositions.
 
 A private name that is gone never makes an answer wrong: the question is then answered so that the slower way is taken.
 """

@@ -1,4 +1,4 @@
-"""What the tensors of an operator are, and what follows from that.
+"""How an operator's tensors are declared, and what follows: schemas, shapes of results, DTensor's sharding rules.
 
 An operator has one tensor x that decides about shapes, and further tensors made of some of x's dimensions. From that
 follow its schema, the shapes of its results and of its gradients, the arguments of its backward and double backward,

@@ -1,4 +1,4 @@
-"""Plain eager calls of an operator at the least cost.
+"""The fast path of eager calls: the cache of calls, what its keys are made of, and source generated for each operator.
 
 What is found out of a call is kept for all like it: that the arguments fit, the backend, the launches. The functions
 that ask for it are written as source, once for each operator, out of its declaration: a loop over the arguments would

@@ -1,4 +1,4 @@
-"""A fused operator: declared once, and everything that PyTorch has to know of it derived.
+"""`Op`: registers an operator with PyTorch, from its declaration: checks, autograd, fakes, decompositions, sharding.
 
 `Op(...)` takes what the tensors and the options are, what checks the options, and how each backend computes. It makes
 

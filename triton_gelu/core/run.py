@@ -1,4 +1,4 @@
-"""Launching plans in eager mode: a plan becomes a function of tensors, which is kept for all calls of its kind.
+"""Launches plans in eager mode, and keeps the compiled kernels: a plan becomes a function of tensors.
 
 The function is written as source, one line for each allocation, copy and launch of the plan, since a loop over them
 would take longer than launching. `source` shows it, and so does a traceback.
@@ -17,8 +17,7 @@ from torch import Tensor
 
 from . import compat_torch, compat_triton, targets
 from .declare import Kind, Level
-from .launch import Launch
-from .plan import PARTIALS, Plan
+from .plan import PARTIALS, Launch, Plan
 from .targets import Target
 
 POINTER_ALIGNMENT = 16  # bytes; the only one that Triton asks for

@@ -1,4 +1,4 @@
-"""GELU of x + bias: the operator, and its mathematics in plain PyTorch, which can be looked into.
+"""The operator bias_gelu, GELU of x + bias: its declaration, and its mathematics in plain PyTorch.
 
 The plain functions can be traced, batched, and differentiated forward and backward, to any order. Only the maths is
 written in closed form. Two pointwise functions are differentiated by rule: `_Value`, gelu(u), and `_Slope`,
