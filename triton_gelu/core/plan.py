@@ -1,4 +1,4 @@
-"""What a launch plan is made of: launches, their tensors, partial sums; and what the plans of all operators decide alike.
+"""What a launch plan is made of: launches, their tensors and partial sums; and what plans of all operators share.
 
 A plan is data: `run` launches it in eager mode, `graph` records it for torch.compile. There is no autotuning. Tiles are
 the same for every batch size and sequence length, so a new one compiles nothing but, at most, the kernel of its
