@@ -124,7 +124,7 @@ class _Backward(Function):
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         ctx.op, ctx.options = op, call.options
-        gradients: Tensors = op.function(BACKWARD, _lead(op, tensors))(*tensors, *call.options, needs)
+        gradients: Tensors = op.fastest(BACKWARD, _lead(op, tensors))(*tensors, *call.options, needs)
         return gradients
 
     @staticmethod
@@ -133,7 +133,7 @@ class _Backward(Function):
         if all(gradient is None for gradient in incoming):
             return (None,) * (3 + len(tensors))
         plain = torch.is_grad_enabled() or not compat_torch.is_plain_eager(*incoming, *tensors)
-        compute = op.plain.double_backward if plain else op.function(DOUBLE_BACKWARD, _lead(op, tensors))
+        compute = op.plain.double_backward if plain else op.fastest(DOUBLE_BACKWARD, _lead(op, tensors))
         has_gradient = [True, *(arg.differentiable for arg in op.inputs)]
         needs = tuple([n for n, has in zip(ctx.needs_input_grad[3:], has_gradient, strict=True) if has])
         gradients = iter(compute(*incoming, *tensors, *ctx.options, needs))

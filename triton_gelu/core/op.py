@@ -117,18 +117,18 @@ class Op:
         """A level on tensors in memory, by the backend that is chosen for them, or on those of a compiler."""
         x = given[self.levels[number].lead]
         if type(x) in EXACT:
-            return self.function(number, x)(*given)
-        seen = self.recorded is not None and not compat_triton.INTERPRETED and kernels_support(x).possible
-        return self._level(self.recorded if seen and self.recorded is not None else self.plain, number)(*given)
+            return self.fastest(number, x)(*given)
+        with_kernels = not compat_triton.INTERPRETED and kernels_support(x).possible
+        return self._level_by(self.recorded if with_kernels and self.recorded else self.plain, number)(*given)
 
-    def function(self, number: int, x: Tensor) -> Callable[..., Any]:
-        """What computes a level of plain eager calls on tensors like x: that of the fastest backend which has it."""
+    def fastest(self, number: int, x: Tensor) -> Callable[..., Any]:
+        """What computes a level of plain eager calls on tensors like x: the fastest backend that has this level."""
         chosen = self.choose(x).backend
         slower = self.backends[self.backends.index(chosen) :]
         able = (each for each in slower if number != DOUBLE_BACKWARD or each.double_backward is not None)
-        return self._level(next((each for each in able if each.supports(x).possible), self.plain), number)
+        return self._level_by(next((each for each in able if each.supports(x).possible), self.plain), number)
 
-    def _level(self, backend: Backend, number: int) -> Callable[..., Any]:
+    def _level_by(self, backend: Backend, number: int) -> Callable[..., Any]:
         """How a backend computes a level; plain PyTorch where it does not."""
         function = (backend.forward, backend.backward, backend.double_backward)[number] or self.plain.double_backward
         if function is None:
