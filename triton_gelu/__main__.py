@@ -20,8 +20,8 @@ import torch
 
 from . import __version__
 from .core import compat_triton, run
-from .core.launch import Launch
 from .core.matrices import matrices
+from .core.plan import Launch
 from .core.targets import TARGETS, Target
 from .formulas import FORMULAS
 from .ops.bias_gelu import BIAS_GELU

@@ -1,4 +1,4 @@
-"""The functions people call, and what they compute."""
+"""The public functions: bias_gelu, gelu, bias_gelu_transpose."""
 
 from __future__ import annotations
 

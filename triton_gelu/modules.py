@@ -1,4 +1,4 @@
-"""Layers."""
+"""The layers: GELU, BiasGELU, LinearGELU, Conv1dGELU, Conv2dGELU, MLP."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from perf.accuracy.truth import gelu
 from perf.rows import ROOT
 from triton_gelu import bias_gelu, bias_gelu_transpose
 from triton_gelu.core import compat_triton, run, targets
-from triton_gelu.core.launch import Launch
 from triton_gelu.core.matrices import matrices
+from triton_gelu.core.plan import Launch
 from triton_gelu.core.run import Run
 from triton_gelu.core.tiles import store
 from triton_gelu.ops import bias_gelu_kernels, bias_gelu_plan

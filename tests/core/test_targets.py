@@ -6,7 +6,7 @@ import pytest
 import torch
 from triton.backends.compiler import GPUTarget
 
-from triton_gelu.core import run, targets
+from triton_gelu.core import compat_triton, run, targets
 from triton_gelu.core.targets import TARGETS, Target, target_of
 
 NAMES = {
@@ -86,8 +86,8 @@ def test_a_device_is_asked_for_its_properties_by_its_own_module(monkeypatch: pyt
         get_device_properties=lambda device: asked.append(device) or properties("NVIDIA B200", 148),
         device_count=lambda: 1,
     )
-    monkeypatch.setattr(run.compat_triton, "INTERPRETED", False)
-    monkeypatch.setattr(run.compat_triton, "gpu_target", lambda: GPUTarget("cuda", 100, 32))
+    monkeypatch.setattr(compat_triton, "INTERPRETED", False)
+    monkeypatch.setattr(compat_triton, "gpu_target", lambda: GPUTarget("cuda", 100, 32))
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     device = torch.device("cuda", 0)
     assert run.device_target(device) is targets.TARGETS["sm_100"]

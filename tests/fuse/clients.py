@@ -175,7 +175,8 @@ CLIENTS = {
     "OPT": Client(opt, "input_ids", TEXT),
     "ModernBERT": Client(modern_bert, "input_ids", TEXT),
     "ESM": Client(
-        lambda: hf.EsmModel(hf.EsmConfig(**SIZE, **STILL, vocab_size=TOKENS, pad_token_id=1)), "input_ids", TEXT
+        lambda: hf.EsmModel(hf.EsmConfig(**SIZE, **STILL, vocab_size=TOKENS, pad_token_id=1)), "input_ids", TEXT,
+        layers("encoder.layer.{}.intermediate.dense", "none"),
     ),
 }  # fmt: skip
 

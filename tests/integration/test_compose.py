@@ -27,7 +27,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 from torch.utils.checkpoint import checkpoint
 from ways import DOCUMENT, TABLE, table, ways
 
-from triton_gelu import GELU, MLP, BiasGELU, bias_gelu
+from triton_gelu import GELU, MLP, BiasGELU, LinearGELU, bias_gelu
 from triton_gelu.formulas import FORMULAS
 
 Function = Callable[..., Any]
@@ -533,6 +533,21 @@ def test_the_operators_compute_what_the_function_does(device: str) -> None:
     for vs in ((v, vbias), (v, torch.zeros_like(vbias)), (torch.zeros_like(v), vbias)):
         second, expected = (torch.autograd.grad(g, (x, bias, dy), vs, retain_graph=True) for g in (ours, theirs))
         assert_same(second, expected, rtol=1e-3, atol=1e-4)
+
+
+@ways("compiled")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tracing_to_torchscript(way: str, device: str) -> None:
+    x, bias = (t.detach() for t in inputs(device))
+    layer = LinearGELU(8, 6, device=device)
+    for function, args in ((lambda x: bias_gelu(x, bias), (x,)), (layer, (x,))):
+        traced = torch.jit.trace(function, args)
+        assert not {node.kind() for node in traced.graph.nodes()} & {"prim::PythonOp"}
+        longer = torch.cat([x, x])
+        torch.testing.assert_close(traced(longer), function(longer))
+        buffer = io.BytesIO()
+        torch.jit.save(traced, buffer)
+        torch.testing.assert_close(torch.jit.load(io.BytesIO(buffer.getvalue()))(x), function(x))
 
 
 @ways("eager")

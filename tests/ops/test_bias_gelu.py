@@ -1,10 +1,14 @@
 """bias_gelu and gelu: values, gradients, layouts, errors."""
 
 import math
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from truth import (
     DTYPES,
     FORMULAS,
@@ -218,10 +222,51 @@ def test_shapes_and_types_can_be_asked_for_without_data(device_type: str) -> Non
     assert (y.shape, y.dtype, y.device.type) == (x.shape, x.dtype, device_type)
 
 
+def test_a_tensor_without_dimensions_is_one_number(device: str) -> None:
+    x = torch.tensor(1.5, device=device, requires_grad=True)
+    (dx,) = torch.autograd.grad(triton_gelu.gelu(x), x)
+    torch.testing.assert_close(triton_gelu.gelu(x), torch_gelu(x, "tanh"))
+    torch.testing.assert_close(dx, torch.autograd.grad(torch_gelu(x, "tanh"), x)[0])
+    vector = torch.randn(5, device=device)
+    slopes = torch.vmap(torch.func.grad(triton_gelu.gelu))(vector)
+    torch.testing.assert_close(slopes, torch.vmap(torch.func.grad(lambda x: torch_gelu(x, "tanh")))(vector))
+
+
+@pytest.mark.parametrize("shape", [(5,), (0,), (0, 1)], ids=str)
+@pytest.mark.parametrize("mode", [nullcontext, lambda: FlopCounterMode(display=False)], ids=["", "in a mode"])
+def test_where_there_is_nothing_to_add_up_both_gradients_are_tensors_of_their_own(
+    shape: tuple[int, ...], mode: Callable[[], AbstractContextManager[object]], device: str
+) -> None:
+    x, bias = (torch.randn(size, device=device, requires_grad=True) for size in (shape, shape[:1]))
+    with mode():
+        dx, dbias = torch.autograd.grad(bias_gelu(x, bias, dim=0).sum(), (x, bias))
+    theirs = torch.autograd.grad(torch_gelu(x + (bias if len(shape) == 1 else bias[:, None]), "tanh").sum(), (x, bias))
+    torch.testing.assert_close((dx, dbias), theirs)
+    assert not dx.numel() or dx.data_ptr() != dbias.data_ptr()
+
+
+def test_a_bias_learns_from_a_tensor_of_inference_mode(device: str) -> None:
+    with torch.inference_mode():
+        x = torch.randn(3, 8, device=device)
+    bias = torch.randn(8, device=device, requires_grad=True)
+    ours, theirs = bias_gelu(x, bias), torch_gelu(x + bias, "tanh")
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), bias)[0] for y in (ours, theirs)))
+
+
+def test_functionalize_looks_into_it(device: str) -> None:
+    x, bias = torch.randn(3, 8, device=device), torch.randn(8, device=device)
+    torch.testing.assert_close(torch.func.functionalize(bias_gelu)(x, bias), torch_gelu(x + bias, "tanh"))
+
+
 X = torch.randn(4, 8)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # nested tensors are a prototype
+    NESTED = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)])
 ERRORS = {
     "a list": (([1.0],), {}, TypeError, "x must be a torch.Tensor, got list"),
-    "a 0-d tensor": ((torch.tensor(1.0),), {}, ValueError, "at least one dimension"),
+    "a bias for a number": ((torch.tensor(1.0), torch.zeros(1)), {}, ValueError, "at least one dimension for a bias"),
+    "a nested tensor": ((NESTED,), {}, TypeError, r"a dense tensor, got a nested tensor: call unbind\(\)"),
     "integers": ((torch.ones(3, dtype=torch.int32),), {}, TypeError, "x must have .*float16.* got torch.int32"),
     "booleans": ((torch.ones(3, dtype=torch.bool),), {}, TypeError, "got torch.bool"),
     "complex numbers": ((torch.ones(3, dtype=torch.complex64),), {}, TypeError, "got torch.complex64"),

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from triton_gelu.core.launch import Backward, Launch
 from triton_gelu.core.matrices import Matrices, matrices
+from triton_gelu.core.plan import Backward, Launch
 from triton_gelu.core.targets import TARGETS, Target
 from triton_gelu.ops import bias_gelu_plan
 from triton_gelu.ops.bias_gelu_plan import Tile, backward_tile, forward_tile, partial_sums

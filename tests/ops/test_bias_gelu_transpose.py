@@ -163,14 +163,6 @@ def test_only_the_gradients_asked_for_are_computed(needs: tuple[bool, bool, bool
         assert tensor.grad is None or (gradient is not None and torch.equal(tensor.grad, gradient))
 
 
-def test_only_the_arguments_are_saved_for_the_backward_pass(device: str) -> None:
-    inputs = [t.requires_grad_() for t in tensors(2, 8, 40, torch.float32, device)[:3]]
-    saved: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        bias_gelu_transpose(*inputs)
-    assert {t.data_ptr() for t in saved} == {t.data_ptr() for t in inputs}
-
-
 @pytest.mark.parametrize("shape", [(0, 4, 5), (2, 0, 5), (2, 4, 0)], ids=str)
 def test_empty_tensors_stay_empty_and_have_zero_gradients(shape: tuple[int, int, int], device: str) -> None:
     *inputs, dy = tensors(*shape, torch.float32, device)
@@ -246,6 +238,23 @@ WAYS: dict[str, Callable[..., object]] = {
 def test_it_composes_with_pytorch_as_its_composition_does(way: str, device: str) -> None:
     inputs = [t.requires_grad_() for t in tensors(3, 4, 10, torch.float32, device)[:3]]
     torch.testing.assert_close(WAYS[way](bias_gelu_transpose, *inputs), WAYS[way](plain, *inputs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("without", [False, True], ids=["kernels", "composed"])
+def test_x_and_the_bias_are_saved_and_of_the_position_its_shape_and_type(
+    without: bool, device: str, request: pytest.FixtureRequest
+) -> None:
+    if without:
+        request.getfixturevalue("without_kernels")
+    inputs = [t.requires_grad_() for t in tensors(2, 8, 40, torch.bfloat16, device)[:3]]
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = bias_gelu_transpose(*inputs)
+    x, bias, position = saved
+    assert [x.data_ptr(), bias.data_ptr()] == [t.data_ptr() for t in inputs[:2]]
+    assert (position.shape, position.dtype, position.untyped_storage().nbytes()) == ((40, 8), torch.bfloat16, 2)
+    dy = torch.randn_like(y)
+    torch.testing.assert_close(torch.autograd.grad(y, inputs[2], dy)[0], dy.sum(0))
 
 
 X, BIAS, POSITION = torch.randn(2, 4, 5), torch.zeros(4), torch.zeros(5, 4)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from triton_gelu.core.launch import Backward, Launch
+from triton_gelu.core.plan import Backward, Launch
 from triton_gelu.core.targets import TARGETS
 from triton_gelu.ops import bias_gelu_transpose_plan
 

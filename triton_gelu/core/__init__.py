@@ -1,1 +1,1 @@
-"""What every operator shares: it knows no operator and no formula."""
+"""What all operators share; it imports no operator and no formula."""

@@ -31,6 +31,8 @@ def check_others(args: Sequence[Arg], tensors: Sequence[Tensor | None], dim: int
             raise TypeError(f"{arg.name} must be {expected}, got {type(tensor).__name__}")
         if arg.differentiable:
             _check_dense(arg.name, tensor)
+        if x.ndim == 0 and arg.kind is VECTOR:
+            raise ValueError(f"{lead.name} must have at least one dimension for a {arg.name}, got a 0-d tensor")
         shape = arg.kind.shape(x.shape, dim)
         if tensor.shape != shape:
             why = f" and dim {dim}" if arg.kind is VECTOR else ""
@@ -43,17 +45,22 @@ def check_others(args: Sequence[Arg], tensors: Sequence[Tensor | None], dim: int
 
 
 def check_dim(dim: int, x: Tensor) -> int:
-    """The dimension of x that `dim` says, counted from the front; raise where there is no such dimension."""
-    if x.ndim == 0:
-        raise ValueError("x must have at least one dimension, got a 0-d tensor")
+    """The dimension of x that `dim` says, counted from the front; raise where there is no such dimension.
+
+    A tensor without dimensions passes, too: it has no vector along any of them, as `check_others` says.
+    """
     if type(dim) is not int:
         raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    if x.ndim == 0 and dim in (0, -1):
+        return 0
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"dim must be in [{-x.ndim}, {x.ndim - 1}] for x of shape {tuple(x.shape)}, got {dim}")
     return dim % x.ndim
 
 
 def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested tensor: call unbind() and pass its parts")
     if tensor.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {tensor.layout}")
     if tensor.dtype not in DTYPES:

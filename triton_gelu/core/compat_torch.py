@@ -1,4 +1,4 @@
-"""What PyTorch keeps private, guarded, in one place.
+"""PyTorch's private names, guarded: what kind of call this is, quick allocation, decompositions.
 
 A private name that is gone never makes an answer wrong: the question is then answered so that the slower way is taken.
 """
@@ -18,8 +18,14 @@ from torch.compiler import is_dynamo_compiling
 F = TypeVar("F", bound=Callable[..., object])
 
 try:
-    from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
+    from torch._C import (
+        _get_function_stack_at,
+        _get_tracing_state,
+        _len_torch_dispatch_stack,
+        _len_torch_function_stack,
+    )
     from torch._C._functorch import peek_interpreter_stack
+    from torch.utils._device import DeviceContext
 
     forward_ad._current_level  # noqa: B018
     _complete = True
@@ -55,8 +61,8 @@ def untraced(function: F) -> F:
 def is_plain_eager(*tensors: Tensor | None) -> bool:
     """Whether a call on these is plain eager PyTorch on numbers in memory, or, on the meta device, on none.
 
-    Then there is no compiler, transform, mode, subclass or forward-mode AD, and each tensor has an address: one that
-    is sparse, empty, zero without memory, or wrapped by a transform has none.
+    Then there is no compiler, tracer, transform, mode, subclass or forward-mode AD. And each tensor has an address: one
+    that is sparse, empty, zero without memory, or wrapped by a transform has none.
     """
     if (
         not _complete
@@ -65,6 +71,7 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
         or forward_ad._current_level >= 0
         or _len_torch_dispatch_stack()
         or _len_torch_function_stack()
+        or _get_tracing_state() is not None
     ):
         return False
     try:
@@ -81,6 +88,35 @@ def is_plain_eager(*tensors: Tensor | None) -> bool:
     return True
 
 
+def is_unseen(*harmless: type) -> bool:
+    """Whether a call is neither transformed nor traced, and seen by no mode but those, or a default device.
+
+    A default device changes nothing about tensors that exist.
+    """
+    return (
+        _complete
+        and peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not _len_torch_dispatch_stack()
+        and (not _len_torch_function_stack() or _are_modes(harmless))
+        and _get_tracing_state() is None
+    )
+
+
+def _are_modes(kinds: tuple[type, ...]) -> bool:
+    """Whether all function modes that are on are of these kinds, or a default device."""
+    modes = [_get_function_stack_at(index) for index in range(_len_torch_function_stack())]
+    return all(isinstance(mode, (DeviceContext, *kinds)) for mode in modes)
+
+
+@functools.cache
+def functional_tensor() -> type[Tensor]:
+    """The class of AOTAutograd's tensors. It takes a second to import."""
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return FunctionalTensor
+
+
 def apply_without_functorch(function: type[Function]) -> Callable[..., Any]:
     """What `function.apply` does in plain eager calls; it looks for functorch first, which takes longer than that."""
     return getattr(super(Function, function), "apply", function.apply)
@@ -88,7 +124,7 @@ def apply_without_functorch(function: type[Function]) -> Callable[..., Any]:
 
 def takes_custom_op(*tensors: Tensor | None) -> bool:
     """Whether this call may be that of an operator: nothing transforms it, and the tensors' types take any operator."""
-    return not _is_transformed() and all(t is None or _type(t) in TAKE_CUSTOM_OPS for t in tensors)
+    return not is_transformed() and all(t is None or _type(t) in TAKE_CUSTOM_OPS for t in tensors)
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -101,15 +137,30 @@ def _type(tensor: Tensor) -> str:
 
 
 @untraced
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work, which don't look into an operator; Dynamo guards both."""
     return not _complete or peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 @untraced
+def is_tracing() -> bool:
+    """Whether torch.jit.trace is at work."""
+    return _complete and _get_tracing_state() is not None
+
+
+def is_functionalized() -> bool:
+    """Whether torch.func.functionalize is at work, which knows no autograd.Function."""
+    interpreter = peek_interpreter_stack() if _complete else None
+    return interpreter is not None and interpreter.key().name == "Functionalize"
+
+
+@untraced
 def is_exporting() -> bool:
-    """Whether torch.export is at work. Dynamo must not trace the question: it said yes to it anywhere (#176347)."""
-    return torch.compiler.is_exporting()
+    """Whether torch.export or torch.jit.trace is at work: what they make has to run where this package is not.
+
+    Dynamo must not trace the question: it said yes to it anywhere (#176347).
+    """
+    return torch.compiler.is_exporting() or is_tracing()
 
 
 def register_decomposition(operator: Any, function: Callable[..., object], kernels: Sequence[Any]) -> None:

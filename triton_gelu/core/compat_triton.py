@@ -1,4 +1,4 @@
-"""What Triton keeps private, and that it may be missing, guarded, in one place.
+"""Triton's private names, guarded: whether it is installed, which devices it drives, how it launches.
 
 A private name that is gone never makes an answer wrong: the question is then answered so that the slower way is taken.
 """

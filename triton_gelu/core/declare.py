@@ -1,4 +1,4 @@
-"""What the tensors of an operator are, and what follows from that.
+"""How an operator's tensors are declared, and what follows: schemas, shapes of results, DTensor's sharding rules.
 
 An operator has one tensor x that decides about shapes, and further tensors made of some of x's dimensions. From that
 follow its schema, the shapes of its results and of its gradients, the arguments of its backward and double backward,
@@ -58,12 +58,16 @@ SEED = Kind("a single number", lambda ndim, dim: (), full=False)
 
 @dataclass(frozen=True)
 class Arg:
-    """A tensor of an operator: its name, what it is, whether it may be None, and whether it has a gradient."""
+    """A tensor of an operator: its name, what it is, whether it may be None, and whether it has a gradient.
+
+    Of one whose numbers no gradient reads, autograd keeps the shape and the type only.
+    """
 
     name: str
     kind: Kind
     optional: bool = False
     differentiable: bool = True
+    read: bool = True
 
     @property
     def schema(self) -> str:
@@ -183,6 +187,11 @@ def _place(kind: Kind, ndim: int, dim: int, d: int) -> int | None:
     """Which dimension of such a tensor is x's dimension d, if it has it."""
     dimensions = kind.dimensions(ndim, dim)
     return dimensions.index(d) if d in dimensions else None
+
+
+def shape_of(tensor: Tensor | None) -> Tensor | None:
+    """A tensor of the same shape, type and device that takes no memory, to be kept instead of one that nobody reads."""
+    return None if tensor is None else tensor.new_empty(()).expand(tensor.shape)
 
 
 def keep_needed(gradients: Sequence[Tensor | None], needs: Sequence[bool]) -> Iterator[Tensor | None]:

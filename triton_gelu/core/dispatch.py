@@ -1,4 +1,4 @@
-"""Which backend computes a call, and why: the one place where that is decided."""
+"""Which backend computes a call (Triton kernels, CPU blocks, plain PyTorch), by its device and dtype, and why."""
 
 from __future__ import annotations
 

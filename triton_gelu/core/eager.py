@@ -1,4 +1,4 @@
-"""Plain eager calls of an operator at the least cost.
+"""The fast path of eager calls: the cache of calls, what its keys are made of, and source generated for each operator.
 
 What is found out of a call is kept for all like it: that the arguments fit, the backend, the launches. The functions
 that ask for it are written as source, once for each operator, out of its declaration: a loop over the arguments would
@@ -7,7 +7,7 @@ take half as long again as the rest of a call does. `Op.source` shows that sourc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import compat_torch, run
-from .declare import Arg, Tensors
+from .declare import Arg, Tensors, shape_of
 from .dispatch import Choice
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class _Backward(Function):
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         ctx.op, ctx.options = op, call.options
-        gradients: Tensors = op.function(BACKWARD, _lead(op, tensors))(*tensors, *call.options, needs)
+        gradients: Tensors = op.fastest(BACKWARD, _lead(op, tensors))(*tensors, *call.options, needs)
         return gradients
 
     @staticmethod
@@ -133,7 +133,7 @@ class _Backward(Function):
         if all(gradient is None for gradient in incoming):
             return (None,) * (3 + len(tensors))
         plain = torch.is_grad_enabled() or not compat_torch.is_plain_eager(*incoming, *tensors)
-        compute = op.plain.double_backward if plain else op.function(DOUBLE_BACKWARD, _lead(op, tensors))
+        compute = op.plain.double_backward if plain else op.fastest(DOUBLE_BACKWARD, _lead(op, tensors))
         has_gradient = [True, *(arg.differentiable for arg in op.inputs)]
         needs = tuple([n for n, has in zip(ctx.needs_input_grad[3:], has_gradient, strict=True) if has])
         gradients = iter(compute(*incoming, *tensors, *ctx.options, needs))
@@ -144,6 +144,13 @@ def _lead(op: Op, tensors: Sequence[Any]) -> Tensor:
     """x among the tensors of a backward pass."""
     x: Tensor = tensors[op.levels[BACKWARD].lead]
     return x
+
+
+def without_inference_tensors(*tensors: Tensor | None) -> Iterator[Tensor | None]:
+    """Copies of tensors that autograd refuses to save, while handling that refusal; any other error goes on."""
+    if not any(tensor is not None and tensor.is_inference() for tensor in tensors):
+        raise
+    return (tensor.clone() if tensor is not None and tensor.is_inference() else tensor for tensor in tensors)
 
 
 def generate(op: Op) -> tuple[str, Callable[..., Tensor], Callable[[Call], Callable[..., Tensors]]]:
@@ -166,6 +173,8 @@ def generate(op: Op) -> tuple[str, Callable[..., Tensor], Callable[[Call], Calla
         "register_sharding": op.register_sharding,
         "operator": op.operators[FORWARD]._opoverload,
         "differentiable_backward": partial(differentiable_backward, op),
+        "without_inference_tensors": without_inference_tensors,
+        "shape_of": shape_of,
         "plan_backward": partial(plan_backward, op),
     }
     run.exec_source(text, f"<{op.levels[FORWARD].name}, eager>", space)
@@ -196,7 +205,10 @@ def call({tensors}, {options}):
     except (KeyError, TypeError):  # what can't be hashed is no option, as the check will say
         found = call_for(key, ({tensors}, {options}))
     if ({recorded}) and is_grad_enabled():
-        return record({tensors}, found)
+        try:
+            return record({tensors}, found)
+        except RuntimeError:
+            return record(*without_inference_tensors({tensors}), found)
     return found.forward({tensors})
 
 
@@ -215,7 +227,7 @@ def general({tensors}, {options}):
 class Recorded(Function):
     @staticmethod
     def forward(ctx, {tensors}, found):
-        ctx.save_for_backward({tensors})
+        ctx.save_for_backward({", ".join(arg.name if arg.read else f"shape_of({arg.name})" for arg in op.inputs)})
         ctx.found = found
         return found.forward({tensors})
 

@@ -1,4 +1,4 @@
-"""Plans as a compiler's graph holds them: planned like eager launches, but sizes may be symbols.
+"""Records plans in the graphs of torch.compile, where sizes may be symbols and the compiler adds up partial sums.
 
 Where a compiler knows a size only as a symbol it is asked for as little as the plan needs, so that one graph serves all
 sizes; partial sums are left to the compiler, which fuses the last of them with whatever comes next.

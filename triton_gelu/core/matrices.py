@@ -1,4 +1,4 @@
-"""Geometry: any tensor with a bias along one dimension is a stack of matrices.
+"""Geometry: sees a tensor with a bias along one dimension as a stack of matrices.
 
 The bias runs along the columns (the output of a Linear, or a channels-last image) or along the rows (the channels of a
 convolution). Strides decide which; nothing is copied as long as the columns of every tensor are contiguous.

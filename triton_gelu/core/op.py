@@ -1,4 +1,4 @@
-"""A fused operator: declared once, and everything that PyTorch has to know of it derived.
+"""`Op`: registers an operator with PyTorch, from its declaration: checks, autograd, fakes, decompositions, sharding.
 
 `Op(...)` takes what the tensors and the options are, what checks the options, and how each backend computes. It makes
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ from .declare import (
     keep_needed,
     levels,
     or_empty,
+    shape_of,
     sharding_rules,
 )
 from .dispatch import Backend, Choice, Kernels, Support, choose, kernels_support
@@ -90,6 +92,13 @@ class Op:
 
     def check(self, *given: Any) -> tuple[Any, ...]:
         """The options of a call in canonical form. Raises TypeError or ValueError where an argument does not fit."""
+        if compat_torch.is_tracing():  # which warns that a comparison of sizes stays as it was traced: so it may
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+                return self._check(*given)
+        return self._check(*given)
+
+    def _check(self, *given: Any) -> tuple[Any, ...]:
         tensors, options = given[: len(self.inputs)], given[len(self.inputs) :]
         checks.check_lead(self.inputs[0].name, tensors[0])
         options = self.check_options(tensors[0], *options)
@@ -108,18 +117,18 @@ class Op:
         """A level on tensors in memory, by the backend that is chosen for them, or on those of a compiler."""
         x = given[self.levels[number].lead]
         if type(x) in EXACT:
-            return self.function(number, x)(*given)
-        seen = self.recorded is not None and not compat_triton.INTERPRETED and kernels_support(x).possible
-        return self._level(self.recorded if seen and self.recorded is not None else self.plain, number)(*given)
+            return self.fastest(number, x)(*given)
+        with_kernels = not compat_triton.INTERPRETED and kernels_support(x).possible
+        return self._level_by(self.recorded if with_kernels and self.recorded else self.plain, number)(*given)
 
-    def function(self, number: int, x: Tensor) -> Callable[..., Any]:
-        """What computes a level of plain eager calls on tensors like x: that of the fastest backend which has it."""
+    def fastest(self, number: int, x: Tensor) -> Callable[..., Any]:
+        """What computes a level of plain eager calls on tensors like x: the fastest backend that has this level."""
         chosen = self.choose(x).backend
         slower = self.backends[self.backends.index(chosen) :]
         able = (each for each in slower if number != DOUBLE_BACKWARD or each.double_backward is not None)
-        return self._level(next((each for each in able if each.supports(x).possible), self.plain), number)
+        return self._level_by(next((each for each in able if each.supports(x).possible), self.plain), number)
 
-    def _level(self, backend: Backend, number: int) -> Callable[..., Any]:
+    def _level_by(self, backend: Backend, number: int) -> Callable[..., Any]:
         """How a backend computes a level; plain PyTorch where it does not."""
         function = (backend.forward, backend.backward, backend.double_backward)[number] or self.plain.double_backward
         if function is None:
@@ -195,7 +204,8 @@ class Op:
         has_gradient = [arg.differentiable for arg in level.args]
 
         def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            ctx.save_for_backward(*inputs[:count])
+            kept = zip(level.args, inputs, strict=False)
+            ctx.save_for_backward(*[tensor if arg.read else shape_of(tensor) for arg, tensor in kept])
             ctx.options, ctx.needs = self.options_of(level, inputs), level.needed(inputs)
             ctx.set_materialize_grads(not level.needs)
 

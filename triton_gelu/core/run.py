@@ -1,4 +1,4 @@
-"""Launching plans in eager mode: a plan becomes a function of tensors, which is kept for all calls of its kind.
+"""Launches plans in eager mode, and keeps the compiled kernels: a plan becomes a function of tensors.
 
 The function is written as source, one line for each allocation, copy and launch of the plan, since a loop over them
 would take longer than launching. `source` shows it, and so does a traceback.
@@ -17,8 +17,7 @@ from torch import Tensor
 
 from . import compat_torch, compat_triton, targets
 from .declare import Kind, Level
-from .launch import Launch
-from .plan import PARTIALS, Plan
+from .plan import PARTIALS, Launch, Plan
 from .targets import Target
 
 POINTER_ALIGNMENT = 16  # bytes; the only one that Triton asks for
@@ -37,15 +36,14 @@ def bind(
     x, tensors = given[level.lead], level.by_name(given)
     needed = dict(zip([result.name for result in level.results], level.needed(given), strict=True))
     layout = dense_strides(x)
-    own = level.args[level.lead].kind
-    strides = {arg.name: _strides_of(arg.kind, own, layout, x.shape, dim) for arg in level.args}
+    kinds, own = {arg.name: arg.kind for arg in level.args}, level.args[level.lead].kind
     plan = planner(device_target(x.device), layout, *given) if x.numel() else Plan()
     values: dict[str, Any] = {
         "driver": compat_triton.driver, "planned_for": compat_triton.driver(), "replan": replan, "dense": dense,
-        **{f"strides_{name}": strides[name] for name in plan.dense},
+        **{f"strides_{name}": _strides_of(kinds[name], own, layout, x.shape, dim) for name in plan.dense},
         **{f"launch_{i}": Run(step.launch, kernels, x.device).__call__ for i, step in enumerate(plan.steps)},
     }  # fmt: skip
-    zeros, kinds = [], {arg.name: arg.kind for arg in level.args}
+    zeros = []
     for result, origin in zip(level.results, level.sources, strict=True):
         like = tensors[origin]
         if not needed[result.name] or like is None:

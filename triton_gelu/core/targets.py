@@ -1,4 +1,4 @@
-"""Which GPU a plan is for, and what that GPU can do: `TARGETS` for GPUs that are known, `target_of` for the one here.
+"""The table of GPUs: processors, bandwidth and capabilities that plans depend on; and `target_of` the current device.
 
 The table also serves GPUs that are not here: `python -m triton_gelu --target` plans for them, and `python -m perf
 analyse` compiles for them.

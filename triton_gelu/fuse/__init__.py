@@ -1,25 +1,29 @@
 """One call that fuses the GELUs of a model you already have.
 
-A forward pass on example arguments shows which layers feed a GELU, see `_survey`. Those are given a `forward` that lets
-the bias wait for the GELU, see `_deferred`; classes, parameters, buffers and hooks stay what they are.
+A forward pass on example arguments shows which layers feed a GELU, see `trace`. Those layers and the GELU modules are
+given another `forward` (`patch`, `layers`, `gelu_modules`); parameters, buffers, hooks and names stay what they are.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import takewhile
-from types import CodeType
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..functional import FORMULAS, Approximate
-from .lazy_bias import Deferring, Watch, fused_gelu, watches
-from .trace import UNKNOWN, Layer, Stack, Survey
+from . import patch
+from .gelu import FORMULAS, has_kernels
+from .gelu_modules import asks_itself
+from .layers import kind_of
+from .patch import Change
+from .preserve import preserved
+from .trace import UNKNOWN, Layer, Stack, Trace, UnfusedSite, Use
+from .written_out import formula_of
+
+__all__ = ["FusionReport", "Site", "UnfusedSite", "fuse", "unfuse"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Site:
     Attributes:
         name: of the layer, as in `named_modules`; where none is known, of the module that computes what GELU takes.
         formula: "none", "tanh" or "sigmoid" as in `bias_gelu`, the name of another activation, or "?".
-        fused: whether its bias is now added together with the GELU.
+        fused: whether its GELU, and in training its bias gradient with it, is now a kernel where there are kernels.
         reason: why not.
     """
 
@@ -44,6 +48,7 @@ class FusionReport:
     """What `fuse` found: iterate over it for its sites, print it for a table."""
 
     sites: tuple[Site, ...]
+    device_type: str = "cpu"
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -51,21 +56,37 @@ class FusionReport:
     def __len__(self) -> int:
         return len(self.sites)
 
+    @property
+    def runs(self) -> str:
+        """What the device that the model was on will run, in one line."""
+        kernels = "each GELU is one kernel, and so are its gradient and the bias's together"
+        if self.device_type == "meta":
+            return f"On a device with Triton kernels, {kernels}; elsewhere, PyTorch's own operators run."
+        if has_kernels(self.device_type):
+            return f"On {self.device_type}, {kernels}."
+        return f"On {self.device_type}, there are no kernels: PyTorch's own operators run, as before."
+
     def __str__(self) -> str:
         rows = [("layer", "formula", "fused")]
         rows += [(site.name, site.formula, "yes" if site.fused else f"no: {site.reason}") for site in self.sites]
         name, formula = (max(len(row[column]) for row in rows) for column in (0, 1))
-        return "\n".join(f"{row[0]:{name}}  {row[1]:{formula}}  {row[2]}" for row in rows)
+        lines = [f"{row[0]:{name}}  {row[1]:{formula}}  {row[2]}" for row in rows]
+        return "\n".join([*lines, self.runs] if any(site.fused for site in self.sites) else lines)
 
 
 def fuse(model: nn.Module, *example_args: Any, **example_kwargs: Any) -> FusionReport:
-    """Fuse, in place, every biased layer of `model` whose output goes into a GELU, with the formula of that GELU.
+    """Make the GELU after every biased layer of `model` a kernel, in place, and in training its bias gradient with it.
 
-    A layer is whatever calls `torch.nn.functional.linear`, a convolution or `torch.addmm`; a GELU is a call of
-    `torch.nn.functional.gelu` from anywhere, or a module without state, named after GELU, that computes one. The
-    example only chooses the layers: a model that uses their outputs in other ways, now or later, stays right.
-    Parameters, state_dict, hooks and training mode stay; copies, pickling and compiling work. Only call a shallow copy,
-    `copy(x)`: its `forward(x)` is that of the model it was copied from. Fusing again changes nothing.
+    Forward, the layer stays PyTorch's own call, and GELU of its output is one kernel, accurate for negative inputs too.
+    Backward, one kernel computes the gradient of GELU and its sum over rows, which is the gradient of the layer's bias.
+    On a device without kernels, PyTorch's own operators run, until the model is moved; the printed report says so.
+
+    A layer is a module of PyTorch's, such as Linear and the convolutions, or whatever calls their functions or
+    `torch.addmm`; a GELU is a call of `torch.nn.functional.gelu` from anywhere, or code that is proven to compute one.
+    The example only chooses the layers: a model that uses their outputs in other ways, now or later, stays right. What
+    was chosen is a module of a subclass of its class; else nothing changes: parameters, state_dict, hooks, attributes
+    and training mode stay. Copies, pickles and compiling work, torch.export gives PyTorch's operators. Compiled graphs
+    with such a layer on a device with kernels are not kept on disk by AOTAutograd. Fusing again changes nothing.
 
     Args:
         model: any module. The example leaves its buffers and the random state as they were.
@@ -78,152 +99,83 @@ def fuse(model: nn.Module, *example_args: Any, **example_kwargs: Any) -> FusionR
         Exception: whatever `model` raises on the example.
     """
     unfuse(model)
-    survey = Survey(model)
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"), torch.no_grad(), survey:
-            model(*example_args, **example_kwargs)
-    finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-    return _apply(survey)
+    return _apply(_traced(model, example_args, example_kwargs), _device_type(model))
 
 
 def unfuse(model: nn.Module) -> None:
-    """Give every module of `model` that `fuse` has changed its own `forward` back."""
+    """Give every module of `model` that `fuse` has changed its own class back."""
     for module in model.modules():
-        while isinstance(patch := vars(module).get("forward"), _Patch):
-            patch.remove()
+        patch.restore(module)
 
 
-CALLED = "called module"
-"""The keyword by which a hook tells a patch whose forward it is, as shallow copies share both. No name, so nobody's."""
-
-
-def _tell(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    return args, {**kwargs, CALLED: module}
-
-
-class _Patch:
-    """A `forward` in place of a module's own. It is copied and pickled with the module."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.previous: Callable[..., Any] | None = vars(module).get("forward")
-        self.hook = module.register_forward_pre_hook(_tell, with_kwargs=True)
-        vars(module)["forward"] = self
-
-    def remove(self) -> None:
-        self.hook.remove()
-        del vars(self.module)["forward"]
-        if self.previous is not None:
-            vars(self.module)["forward"] = self.previous
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module = kwargs.pop(CALLED, self.module)
-        return self.run(self.original(module), args, kwargs)
-
-    def run(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What happens in place of `original(*args, **kwargs)`."""
-        raise NotImplementedError
-
-    def original(self, module: nn.Module) -> Callable[..., Any]:
-        """The forward of `module` that this one has replaced."""
-        if isinstance(self.previous, _Patch):
-            return partial(self.previous, **{CALLED: module})
-        return self.previous or partial(type(module).forward, module)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.previous or partial(type(self.module).forward, self.module))
-
-    @property
-    def __code__(self) -> CodeType:  # torch.export reads it
-        code: CodeType = inspect.unwrap(type(self.module).forward).__code__
-        return code
-
-
-class _Layer(_Patch):
-    """The forward of a module with layers before a GELU: the biases of those calls wait.
-
-    They do not wait beyond a hook on their way: it may take the parameters away, as sharding does.
-    """
-
-    def __init__(self, module: nn.Module, ordinals: set[int], way: set[nn.Module]) -> None:
-        super().__init__(module)
-        self.ordinals = frozenset(ordinals)
-        self.way = tuple(way)
-
-    def run(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if any(module._forward_hooks for module in self.way):
-            return original(*args, **kwargs)
-        with Deferring(self.ordinals):
-            return original(*args, **kwargs)
-
-
-class _Around(_Patch):
-    """The forward of a module with a layer and its GELU inside: while PyTorch compiles, it brings them together."""
-
-    def run(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not torch.compiler.is_compiling():
-            return original(*args, **kwargs)
-        watches.append(Watch())
+def _traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    """A forward pass without gradients, or with them if the model raises without: it may ask for some itself."""
+    with_gradients = [False, True] if torch.is_grad_enabled() else [False]
+    for enabled in with_gradients:
+        trace = Trace(model)
         try:
-            with watches[-1]:
-                return original(*args, **kwargs)
-        finally:
-            watches.pop()
+            with preserved(model), torch.set_grad_enabled(enabled), trace:
+                model(*args, **kwargs)
+        except Exception:
+            if enabled == with_gradients[-1]:
+                raise
+        else:
+            break
+    return trace
 
 
-class _WrittenOut(_Patch):
-    """The forward of a module that computes GELU in Python."""
-
-    def __init__(self, module: nn.Module, formula: Approximate) -> None:
-        super().__init__(module)
-        self.formula = formula
-
-    def run(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        fused = fused_gelu(args[0], self.formula) if len(args) == 1 and not kwargs else None
-        return original(*args, **kwargs) if fused is None else fused
+def _device_type(model: nn.Module) -> str:
+    return next((parameter.device.type for parameter in model.parameters()), "cpu")
 
 
-def _apply(survey: Survey) -> FusionReport:
-    """Patch the layers that can be fused, and say what was found."""
+def _apply(trace: Trace, device_type: str) -> FusionReport:
+    """Change the layers that can be fused and their GELUs, and say what was found."""
     sites: dict[Site, None] = {}  # ordered, and without the repetitions of a layer that is called twice
-    ordinals: dict[nn.Module, set[int]] = {}
-    ways: dict[nn.Module, set[nn.Module]] = {}
-    written_out: dict[nn.Module, Approximate] = {}
-    around: dict[nn.Module, None] = {}
-    for layer in survey.layers:
+    layers: dict[nn.Module, list[Layer]] = {}
+    changes: dict[nn.Module, Change] = {}
+    for layer in trace.layers:
+        _recognize(layer)
         formulas = [use.formula for use in layer.uses if use.formula]
         if not formulas:
             continue
         name, module, reason = layer.stack[-1].name, layer.stack[-1].module, _why_not(layer)
         sites[Site(name, UNKNOWN if UNKNOWN in formulas else formulas[0], not reason, reason)] = None
-        if reason:
-            continue
-        ordinals.setdefault(module, set()).add(layer.ordinal)
-        for use in layer.uses:
-            shared = _shared(layer.stack, use.stack)
-            around[layer.stack[shared - 1].module] = None
-            ways.setdefault(module, set()).update(frame.module for frame in layer.stack[shared:])
-            if formula := use.stack[-1].formula:
-                written_out[use.stack[-1].module] = formula
-    for module in ordinals:
-        _Layer(module, ordinals[module], ways[module])
-    for module, formula in written_out.items():
-        _WrittenOut(module, formula)
-    for module in around:
-        _Around(module)
-    sites.update((Site(loose.name, loose.formula, False, loose.reason), None) for loose in survey.loose)
-    return FusionReport(tuple(sites))
+        if not reason:
+            layers.setdefault(module, []).append(layer)
+    for module, calls in layers.items():
+        gelus = {use.stack[-1].module: _gelu_change(use) for layer in calls for use in layer.uses}
+        tag = None in gelus.values()
+        kind = kind_of(module)
+        changes[module] = Change(kind or "calls", tag, frozenset() if kind else frozenset(c.ordinal for c in calls))
+        changes |= {each: how for each, how in gelus.items() if how is not None}
+    for module, how in changes.items():
+        patch.change(module, how)
+    sites.update((Site(site.name, site.formula, False, site.reason), None) for site in trace.unfused)
+    return FusionReport(tuple(sites), device_type)
 
 
-def _shared(a: Stack, b: Stack) -> int:
-    """How many calls two stacks have in common."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], zip(a, b, strict=False)))
+def _recognize(layer: Layer) -> None:
+    """If all that is done to a layer's output is a GELU written out in its parent, that is its only use."""
+    parents = {use.stack[-1].module: use.stack for use in layer.uses if use.stack and not use.stack[-1].formula}
+    if UNKNOWN not in [use.formula for use in layer.uses] or len(parents) != 1:
+        return
+    ((parent, stack),) = parents.items()
+    found = formula_of(parent)
+    if found is not None and found.child and parent._modules[found.child] is layer.stack[-1].module:
+        layer.uses = [Use(type(parent).__name__, stack, found.formula)]
+
+
+def _gelu_change(use: Use) -> Change | None:
+    """How the module of a GELU is changed, or None if it is a call of F.gelu that is told by a tag."""
+    frame = use.stack[-1]
+    if patch.obstacle(frame.module):
+        return None
+    if frame.formula:
+        return Change("gelu", formula=frame.formula)
+    if asks_itself(frame.module):
+        return Change("gelu")
+    found = formula_of(frame.module)
+    return None if found is None else Change("layer and gelu", formula=found.formula, child=found.child)
 
 
 def _why_not(layer: Layer) -> str:
@@ -235,9 +187,17 @@ def _why_not(layer: Layer) -> str:
             return f"{use.formula} is not GELU"
     if layer.obstacle:
         return layer.obstacle
-    for frame in layer.stack:
+    for frame in layer.stack[min(_shared(layer.stack, use.stack) for use in layer.uses) :]:
         if frame.module._forward_hooks:
             return f"forward hooks on {frame.name or 'the model'}"
+    for frame in layer.stack:
         if isinstance(frame.module, nn.TransformerEncoderLayer) and not frame.module.training:
             return "in eval, nn.TransformerEncoder takes a path in C++"
-    return next((f"its output also goes into {use.function}" for use in layer.uses if not use.formula), "")
+    return patch.obstacle(layer.stack[-1].module) or next(
+        (f"its output also goes into {use.function}" for use in layer.uses if not use.formula), ""
+    )
+
+
+def _shared(a: Stack, b: Stack) -> int:
+    """How many calls two stacks have in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], zip(a, b, strict=False)))

@@ -1,32 +1,40 @@
 """One forward pass of a model, watched: which layers feed an activation, and from where.
 
-A mode sees every call of a PyTorch function, and hooks tell which module makes it. Nothing here knows a model.
+A mode of the current thread sees every call of a PyTorch function; the frames on Python's stack tell which modules are
+running. So there is no hook on any module, and other threads run as they did. Nothing here knows a model.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import MutableMapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from types import FrameType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.compiler import is_dynamo_compiling
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..functional import Approximate, gelu
-from .lazy_bias import GELUS, METADATA, PRODUCERS, VIEWS, Split, keeps_last
+from .gelu import EXACT_TYPES
+from .layers import PRODUCERS, Operands, operands_of, takes_rows
+from .tagged import METADATA, VIEWS, gelu_formula
+from .written_out import formula_of
 
 OTHERS = {F.relu: "relu", torch.relu: "relu", Tensor.relu: "relu", F.silu: "silu", F.mish: "mish", F.elu: "elu"}
 """Activations that are no GELU: reported, so that nobody wonders."""
 
-ARITHMETIC = ("add", "sub", "mul", "div", "truediv", "pow", "square", "radd", "rsub", "rmul")
+ARITHMETIC = ("add", "sub", "mul", "div", "truediv", "pow", "square", "radd", "rsub", "rmul", "rtruediv")
 GATES = ("erf", "erfc", "tanh", "sigmoid")
 """A GELU written out in Python is arithmetic on the output of a layer, and then one of these."""
+
+PARTS = ("chunk", "split", "getitem", "narrow", "unbind", "tensor_split", "select")
+"""The functions that divide the output of a layer into a part for the GELU and a part that it gates."""
 
 UNKNOWN = "?"
 """The formula of an activation that is written out and not recognised."""
@@ -39,7 +47,8 @@ class Frame:
     name: str
     module: nn.Module
     calls: int = 0
-    formula: Approximate | None = None
+    formula: str = ""
+    argument: Tensor | None = None
 
 
 Stack = tuple[Frame, ...]
@@ -62,6 +71,7 @@ class Layer:
     ordinal: int
     dim: int
     width: int
+    numel: int
     obstacle: str
     uses: list[Use] = field(default_factory=list)
 
@@ -77,7 +87,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Loose:
+class UnfusedSite:
     """A GELU of something else than the output of a layer."""
 
     name: str
@@ -85,66 +95,97 @@ class Loose:
     reason: str
 
 
-class Survey(TorchFunctionMode):
-    """Watches one forward pass of a model: afterwards, see `layers` and `loose`."""
+class Trace(TorchFunctionMode):
+    """Watches one forward pass of a model: afterwards, see `layers` and `unfused`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.layers: list[Layer] = []
-        self.loose: list[Loose] = []
+        self.unfused: list[UnfusedSite] = []
         self._names = {module: name for name, module in model.named_modules()}
         self._stack: Stack = ()
+        self._frames: list[FrameType] = []
+        self._base: FrameType | None = None
         self._outputs: MutableMapping[Tensor, Layer] = WeakTensorKeyDictionary()
         self._origins: MutableMapping[Tensor, Origin] = WeakTensorKeyDictionary()
-        self._hooks = ExitStack()
 
-    def __enter__(self) -> Survey:
-        self._hooks.enter_context(register_module_forward_pre_hook(self._enter))
-        self._hooks.enter_context(register_module_forward_hook(self._leave, always_call=True))
+    def __enter__(self) -> Trace:
+        self._base = sys._getframe(1)
         super().__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
-        self._hooks.close()
-
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        follows = len(args) == 1 and isinstance(args[0], Tensor) and args[0] in self._outputs
-        formula = formula_written_out(module) if follows else None
-        self._stack += (Frame(self._names.get(module, type(module).__name__), module, formula=formula),)
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        *below, frame = self._stack
-        if frame.formula:
-            self._outputs[args[0]].uses.append(Use(type(module).__name__, self._stack, frame.formula))
-        self._stack = tuple(below)
+        self._look(None)
+        self._base = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if is_dynamo_compiling() or func in METADATA:  # what compiles by itself is not looked into
+            return func(*args, **kwargs)
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        version = _version(leaves[0]) if leaves else None
         output = func(*args, **kwargs)
-        if func not in METADATA and self._stack and not self._stack[-1].formula:
-            self._record(func, args, kwargs, output)
+        self._look(sys._getframe(1))
+        if leaves and output is leaves[0] and version == _version(output):
+            return output  # dropout in eval, contiguous, to: nothing has happened
+        if self._stack and not self._stack[-1].formula:
+            self._record(func, args, kwargs, leaves, output)
         return output
 
-    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    def _look(self, frame: FrameType | None) -> None:
+        """Bring the stack of modules up to date by the frames of `nn.Module.__call__` below this one."""
+        running: list[FrameType] = []
+        while frame is not None and frame is not self._base:
+            if frame.f_code is CALL:
+                running.append(frame)
+            frame = frame.f_back
+        running.reverse()
+        known = 0
+        while known < min(len(running), len(self._frames)) and running[known] is self._frames[known]:
+            known += 1
+        for left in reversed(self._stack[known:]):
+            if left.formula and left.argument is not None:
+                self._outputs[left.argument].uses.append(Use(type(left.module).__name__, self._stack, left.formula))
+            self._stack = self._stack[:-1]
+        del self._frames[known:]
+        for each in running[known:]:
+            self._frames.append(each)
+            self._enter(each.f_locals["self"], each.f_locals["args"])
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        frame = Frame(self._names.get(module, type(module).__name__), module)
+        if len(args) == 1 and isinstance(args[0], Tensor) and args[0] in self._outputs:
+            found = formula_of(module)
+            if found is not None and not found.child:
+                frame.formula, frame.argument = found.formula, args[0]
+        self._stack += (frame,)
+
+    def _record(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], output: Any) -> None:
         layers = [self._outputs[tensor] for tensor in inputs if tensor in self._outputs]
-        if func in VIEWS and layers and layers[0].stack[-1] is self._stack[-1] and keeps_last(output, inputs[0]):
+        if func in VIEWS and layers and _is_rearranged(output, inputs[0], layers[0]):
             self._outputs[output] = layers[0]
             return
         name = getattr(func, "__name__", str(func)).strip("_")
-        formula = GELUS[func](*args, **kwargs) if func in GELUS else OTHERS.get(func, "")
+        if name == "get":  # the getter of an attribute, T or real
+            name = getattr(getattr(func, "__self__", None), "__name__", name)
+        formula = gelu_formula(*args, **kwargs) if func is F.gelu else OTHERS.get(func, "")
         for layer in layers:
             layer.uses.append(Use(name, self._stack, formula))
         stem = self._stem(inputs)
-        if func in GELUS and not layers:
-            self.loose.append(self._loose(inputs[0], formula))
+        if func is F.gelu and not layers:
+            self.unfused.append(self._unfused(inputs[0], formula))
         elif name in GATES and stem and not layers:
             stem.uses.append(Use(name, self._stack, UNKNOWN))
+        operands = operands_of(func, args, kwargs)
         if func in PRODUCERS:
-            self._outputs[output] = self._layer(PRODUCERS[func](*args, **kwargs), output)
+            if operands is not None:
+                self._outputs[output] = self._layer(operands, output)
+            for frame in self._stack:
+                frame.calls += 1
+        if operands is not None:
             return
         arithmetic = stem is not None and name in ARITHMETIC
         origin = Origin(name, self._stack[-1].name, stem if arithmetic else next(iter(layers), None), arithmetic)
@@ -152,12 +193,14 @@ class Survey(TorchFunctionMode):
             if isinstance(leaf, Tensor) and leaf not in self._outputs:
                 self._origins[leaf] = origin
 
-    def _layer(self, split: Split, output: Tensor) -> Layer:
-        subclasses = [type(t).__name__ for t in split.operands if type(t) not in (Tensor, nn.Parameter)]
-        obstacle = "no bias" if split.bias is None else f"{subclasses[0]} operands" if subclasses else ""
-        layer = Layer(self._stack, self._stack[-1].calls, split.dim, output.shape[split.dim], obstacle)
-        for frame in self._stack:
-            frame.calls += 1
+    def _layer(self, operands: Operands, output: Tensor) -> Layer:
+        inputs, bias, dim = operands
+        subclasses = [type(t).__name__ for t in inputs if type(t) not in EXACT_TYPES]
+        obstacle = "no bias" if bias is None else f"{subclasses[0]} operands" if subclasses else ""
+        if bias is not None and not obstacle and not takes_rows(bias, output, dim):
+            obstacle = f"a bias of shape {tuple(bias.shape)}"
+        width = output.shape[dim] if output.ndim >= -dim else 1
+        layer = Layer(self._stack, self._stack[-1].calls, dim, width, output.numel(), obstacle)
         self.layers.append(layer)
         return layer
 
@@ -170,56 +213,41 @@ class Survey(TorchFunctionMode):
         }
         return stems.pop() if len(stems) == 1 else None
 
-    def _loose(self, x: Tensor, formula: str) -> Loose:
+    def _unfused(self, x: Tensor, formula: str) -> UnfusedSite:
         origin = self._origins.get(x)
         if origin is None:
-            return self._hooked(formula) or Loose(self._stack[-1].name, formula, "GELU of what comes from outside")
+            outside = UnfusedSite(self._stack[-1].name, formula, "GELU of what comes from outside")
+            return self._hooked(formula) or outside
         layer = origin.layer
         if layer is None:
-            return Loose(origin.module, formula, f"GELU of what {origin.function} returns")
-        gated = x.ndim >= -layer.dim and x.shape[layer.dim] < layer.width
-        reason = f"gated: GELU of a part, by {origin.function}" if gated else f"{origin.function} comes before the GELU"
-        return Loose(layer.stack[-1].name, formula, reason)
+            return UnfusedSite(origin.module, formula, f"GELU of what {origin.function} returns")
+        reason = f"{origin.function} comes before the GELU"
+        if origin.function in PARTS and x.ndim >= -layer.dim and x.shape[layer.dim] < layer.width:
+            reason = f"gated: GELU of a part, by {origin.function}"
+            if layer.obstacle:
+                reason += f"; {layer.obstacle}"
+        return UnfusedSite(layer.stack[-1].name, formula, reason)
 
-    def _hooked(self, formula: str) -> Loose | None:
+    def _hooked(self, formula: str) -> UnfusedSite | None:
         """A GELU of what a hook has made, probably, of the output of the last layer."""
         for layer in self.layers[-1:]:
             for frame in layer.stack:
                 if frame.module._forward_hooks and frame not in self._stack and not layer.uses:
-                    return Loose(layer.stack[-1].name, formula, f"forward hooks on {frame.name}")
+                    return UnfusedSite(layer.stack[-1].name, formula, f"forward hooks on {frame.name}")
         return None
 
 
-PROBE = torch.linspace(-8, 8, 1601, dtype=torch.float64)
-"""Where modules are asked for their formula: there any two formulas differ by more than 4e-4 somewhere."""
-
-ROUNDING = 1e-6
-"""More than what constants in fp32 or with ten digits change."""
+CALL = nn.Module._call_impl.__code__
 
 
-def formula_written_out(module: nn.Module) -> Approximate | None:
-    """The formula of a module that is named after GELU, has no state, and does not call `torch.nn.functional.gelu`."""
-    if "gelu" not in type(module).__name__.lower() or any(module.children()) or module.state_dict():
-        return None
-    try:
-        with torch.no_grad(), _NoGELU():
-            y = module.forward(PROBE)
-    except Exception:  # whatever it needs, a tensor is not enough
-        return None
-    formula: Approximate
-    for formula in get_args(Approximate):
-        truth = gelu(PROBE, approximate=formula)
-        if isinstance(y, Tensor) and y.shape == truth.shape and (y - truth).abs().max() < ROUNDING:
-            return formula
-    return None
+def _version(tensor: Tensor) -> int | None:
+    return None if is_lazy(tensor) or tensor.is_inference() else tensor._version
 
 
-class _NoGELU(TorchFunctionMode):
-    """Refuses PyTorch's own GELU."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in GELUS:
-            raise NotImplementedError
-        return func(*args, **(kwargs or {}))
+def _is_rearranged(view: Any, of: Tensor, layer: Layer) -> bool:
+    """Whether a view has all elements of a layer's output, or of such a view, with the bias along one dimension."""
+    if not isinstance(view, Tensor) or view.dtype != of.dtype or view.numel() != layer.numel:
+        return False
+    if view._base is None or layer.width not in view.shape:  # a copy, or the bias is spread over several dimensions
+        return view is of or (layer.dim == -1 and view.ndim > 0 and view.shape[-1] == layer.width)
+    return True

@@ -1,4 +1,4 @@
-"""GELU of x + bias: the operator, and its mathematics in plain PyTorch, which can be looked into.
+"""The operator bias_gelu, GELU of x + bias: its declaration, and its mathematics in plain PyTorch.
 
 The plain functions can be traced, batched, and differentiated forward and backward, to any order. Only the maths is
 written in closed form. Two pointwise functions are differentiated by rule: `_Value`, gelu(u), and `_Slope`,
@@ -83,7 +83,8 @@ def _reduce(du: Tensor, bias: Tensor | None, dim: int) -> Tensor | None:
 
 
 def _value(u: Tensor, approximate: str) -> Tensor:
-    if torch.compiler.is_dynamo_compiling():  # it refuses functions with a forward mode, and differentiates formulas
+    # These refuse functions with a forward mode, and differentiate formulas.
+    if torch.compiler.is_dynamo_compiling() or compat_torch.is_functionalized():
         erfc = isinstance(FORMULAS[approximate].gate, Normal)
         return u * (torch.erfc(u * -math.sqrt(0.5)) * 0.5) if erfc else formulas.gelu(u, approximate)
     value: Tensor = _Value.apply(u, approximate)

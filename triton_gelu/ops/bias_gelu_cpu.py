@@ -71,8 +71,8 @@ def backward(
             du.mul_(dy_)
         if dbias_ is not None:
             dbias_ += du.sum_to_size(dbias_.shape)
-        elif needs_bias and column is not None:
-            dbias = du.sum_to_size(column.shape)
+        elif needs_bias and column is not None:  # where there is nothing to add up, the sum is not to be dx itself
+            dbias = du.clone() if du.shape == column.shape else du.sum_to_size(column.shape)
         if dx_ is not None and du is not dx_:
             dx_.copy_(du)
     return dx, None if dbias is None or bias is None else dbias.view(-1).to(bias.dtype)

@@ -1,8 +1,8 @@
-"""The launch plans of `bias_gelu`: `forward`, `backward` and `double_backward` plan the operator's three levels.
+"""The launch plans of `bias_gelu`: tiles, grids and partial sums of its three levels, by shape and GPU.
 
 Behind them are pure functions of geometry, itemsize, formula and target. Every decision can be read, and tested,
 without a GPU: `forward_tile` and `backward_tile` choose what a program computes, `partial_sums` how many programs share
-a sum. A size may be a compiler's symbol (see core/launch.py).
+a sum. A size may be a compiler's symbol (see core/plan.py).
 """
 
 from __future__ import annotations
@@ -13,9 +13,22 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, sym_min
 
-from ..core.launch import ALIGN, WARP, WARPS, Backward, Launch, cdiv, num_warps, power_of_two, reduce
 from ..core.matrices import Ints, Matrices, matrices_with_result
-from ..core.plan import PARTIALS, Partials, Plan, Step
+from ..core.plan import (
+    ALIGN,
+    PARTIALS,
+    WARP,
+    WARPS,
+    Backward,
+    Launch,
+    Partials,
+    Plan,
+    Step,
+    cdiv,
+    num_warps,
+    power_of_two,
+    reduce,
+)
 from ..core.targets import Target
 
 WARP_BYTES = 16 * WARP  # what one warp reads in one 128-bit access

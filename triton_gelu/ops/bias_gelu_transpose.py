@@ -1,4 +1,4 @@
-"""GELU of x + bias, [N, C, L], transposed to [N, L, C], plus a position [L, C]: from a convolution to a transformer.
+"""The operator bias_gelu_transpose: GELU of x + bias, [N, C, L], as [N, L, C], plus a position [L, C].
 
 A kernel reads x once and writes y once; its backward pass reads dy and x once and writes dx once. Elsewhere it is made
 of `bias_gelu` and PyTorch's own operations: right, and a pass more. So it is in a compiler's graph, where Inductor
@@ -96,7 +96,7 @@ assert PLAIN.double_backward is not None
 
 BIAS_GELU_TRANSPOSE = Op(
     "bias_gelu_transpose",
-    [Arg("x", WHOLE), Arg("bias", VECTOR, optional=True), Arg("position", PLANE, optional=True)],
+    [Arg("x", WHOLE), Arg("bias", VECTOR, optional=True), Arg("position", PLANE, optional=True, read=False)],
     EXCHANGED,
     [Option("approximate", "str")],
     dim=lambda approximate: CHANNELS,

@@ -1,4 +1,4 @@
-"""The launch plans of `bias_gelu_transpose`: `forward` and `backward` plan the operator's levels.
+"""The launch plans of `bias_gelu_transpose`: tiles, grids and partial sums, by shape and GPU.
 
 Behind them are pure functions of shape, strides, formula and target. `tiles` chooses what a program computes and how
 the batches are shared out; both passes follow it.
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.launch import ALIGN, Backward, Launch, cdiv, num_warps, power_of_two, reduce
 from ..core.matrices import Ints
-from ..core.plan import PARTIALS, Partials, Plan, Step
+from ..core.plan import ALIGN, PARTIALS, Backward, Launch, Partials, Plan, Step, cdiv, num_warps, power_of_two, reduce
 from ..core.targets import Target
 
 

@@ -1,4 +1,4 @@
-"""GELU of a tensor that has a bias in it already, whose backward pass also leaves the gradient of that bias.
+"""The operator gelu_after_bias: GELU of a sum that is there, and the bias gradient from bias_gelu's backward kernel.
 
 A layer of PyTorch's own adds its bias for nothing where that is the epilogue of a product. Then GELU needs no bias, but
 its backward pass has each term of the bias gradient at hand, and summing them there saves PyTorch a pass: `fuse` asks
@@ -47,7 +47,7 @@ def _by(of: Backend) -> Backend:
 
 GELU_AFTER_BIAS = Op(
     "gelu_after_bias",
-    [Arg("x", WHOLE), Arg("bias", VECTOR)],
+    [Arg("x", WHOLE), Arg("bias", VECTOR, read=False)],
     WHOLE,
     [Option("dim", "int"), Option("approximate", "str")],
     dim=lambda dim, approximate: dim,

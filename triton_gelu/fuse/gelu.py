@@ -1,0 +1,113 @@
+"""What `fuse` asks of the rest of the package: GELU of a layer's output, and what the current call may do.
+
+Everything else in `fuse` is written in terms of these few functions, so that a change of the operators' interface ends
+here. The bias is already in `h`; only its gradient is wanted.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..core import compat_torch, compat_triton
+from ..core.checks import DTYPES
+from ..core.compat_torch import EXACT as EXACT_TYPES
+from ..core.compat_torch import apply_without_functorch, functional_tensor, is_exporting, is_transformed, untraced
+from ..core.compat_torch import is_plain_eager as is_ordinary
+from ..core.op import BACKWARD, Op
+from ..formulas import FORMULAS, Approximate
+from ..functional import gelu
+from ..ops.bias_gelu import BIAS_GELU, PLAIN
+from ..ops.gelu_after_bias import GELU_AFTER_BIAS
+
+__all__ = [
+    "EXACT_TYPES",
+    "FORMULAS",
+    "Approximate",
+    "apply_without_functorch",
+    "functional_tensor",
+    "gelu",
+    "is_exporting",
+    "is_ordinary",
+    "is_transformed",
+    "untraced",
+]
+
+SMALL = 1 << 16
+"""Below so many elements, PyTorch adds up the bias gradient: its kernel then takes no longer than a launch does, while
+the autograd node that takes over ours costs the host 9 microseconds."""
+
+
+@untraced
+def has_kernels(device_type: str) -> bool:
+    """Whether GELU is a kernel of ours on this device; on meta tensors, whether it would be where they may go."""
+    return device_type == "meta" or compat_triton.drives(device_type)[0]
+
+
+class HarmlessMode(TorchFunctionMode):
+    """A mode of `fuse` itself."""
+
+
+def is_plain_eager() -> bool:
+    """Whether this call is neither transformed, nor traced, nor seen by a mode of somebody else."""
+    return compat_torch.is_unseen(HarmlessMode)
+
+
+def fits(h: Tensor) -> bool:
+    """Whether `gelu_forward` takes h, in a plain eager call."""
+    return (
+        type(h) in EXACT_TYPES
+        and h.layout is torch.strided
+        and h.dtype in DTYPES
+        and h.ndim > 0
+        and not (h.is_nested or h.is_neg())
+        and is_plain_eager()
+    )
+
+
+def torch_gelu(h: Tensor, formula: Approximate) -> Tensor:
+    """GELU by PyTorch's own operators."""
+    return FORMULAS[formula].standard(h)
+
+
+def gelu_forward(h: Tensor, formula: Approximate) -> Tensor:
+    """GELU of h, not recorded by autograd."""
+    return BIAS_GELU.call(h, None, -1, formula)
+
+
+def gelu_backward(
+    dy: Tensor, h: Tensor, dim: int | None, formula: Approximate, bias_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of h and, if a dtype is given for it, its sum over everything but dim: one pass over memory."""
+    if dim is None or bias_dtype is None:
+        dh, dbias = _backward(BIAS_GELU, dy, h, None, 0, formula, [True, False])[0], None
+    else:
+        bias = h.new_empty((), dtype=bias_dtype).expand(h.shape[dim])  # its values are nowhere read
+        dh, dbias = _backward(GELU_AFTER_BIAS, dy, h, bias, dim % h.ndim, formula, [True, True])
+    return dh, dbias
+
+
+def _backward(
+    op: Op, dy: Tensor, h: Tensor, bias: Tensor | None, dim: int, formula: Approximate, needs: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of an operator by the fastest backend, or, of a compiler's tensors, by an operator of its graph."""
+    if type(h) in EXACT_TYPES:
+        dh, dbias = op.compute(BACKWARD, dy, h, bias, dim, formula, tuple(needs))
+    else:
+        op.register_decompositions()
+        dh, dbias = op.operators[BACKWARD](dy, h, bias, dim, formula, needs)
+    return dh, dbias
+
+
+def gelu_backward_differentiable(dy: Tensor, h: Tensor, formula: Approximate) -> Tensor:
+    """The gradient of h in operators that PyTorch differentiates and transforms."""
+    dh, _ = PLAIN.backward(dy, h, None, 0, formula, (True, False))
+    assert dh is not None
+    return dh
+
+
+def sum_to_bias(dh: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """The gradient of a bias that was added along dim < 0."""
+    others = [d for d in range(-dh.ndim, 0) if d != dim]
+    return dh.sum(others, dtype=dtype) if others else dh.to(dtype, copy=True)
