@@ -1,1 +1,1 @@
-"""Rows made readable: tables, pictures, reports, comparisons, the README's figures, and the notebooks."""
+"""Rows made readable: tables, pictures, reports, comparisons, the documents' figures, and the notebooks."""

@@ -1,6 +1,6 @@
 """On a machine with a GPU, in a quarter of an hour without a question: tests, errors, times, one file to send back.
 
-The file of rows, a report and its pictures are written to perf/data. Send them as a pull request: the README's table of
+The file of rows, a report and its pictures are written to perf/data. Send them as a pull request: the table of
 measured times is made from them (`python -m perf readme`).
 
 examples:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"tests:   {tests}\nrows:    {output}\nreport:  {output.with_suffix('.md')}")
     if unable := report.cannot_draw():
         print(f"pictures: left out, {unable}")
-    print("To send them back: python -m perf readme; git add README.md perf/data; commit; open a pull request.")
+    print("To send them back: python -m perf readme; git add README.md docs perf/data; commit; open a pull request.")
     failed = any(row.status == "failed" for row in read_rows(output))
     return int(failed or not whole or not fine(tests))
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's recipe for a formula works: its lines are applied to a copy of the package, and nothing else."""
+"""CONTRIBUTING.md's recipes work: their lines, and nothing else, are applied to a copy of the repository."""
 
 from __future__ import annotations
 
