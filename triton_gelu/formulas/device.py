@@ -10,10 +10,10 @@ There C and C' are one exponential times positive factors, C = e m and C' = e g,
 underflows. n is clamped where e has become 0, so infinities need no special case. -0 gives +0: keeping its sign would
 cost an instruction.
 
-`u` is a float32 tensor [M, N] with N even. FORMULA is a name in `FORMULAS`. DTYPE, the type a result is stored in, chooses the accuracy: in float32 an exponential reduces its range in
-exact steps and a reciprocal takes a Newton step; in 16 bits the hardware's are good enough. PTX and F32X2 are
-capabilities of the GPU (core/arithmetic.py). The polynomials are minimax fits, which `python -m perf fit` makes and
-measures.
+`u` is a float32 tensor [M, N] with N even. FORMULA is a name in `FORMULAS`. DTYPE, the type a result is stored in,
+chooses the accuracy: in float32 an exponential reduces its range in exact steps and a reciprocal takes a Newton step;
+in 16 bits the hardware's are good enough. PTX and F32X2 are capabilities of the GPU (core/arithmetic.py). The
+polynomials are minimax fits, which `python -m perf fit` makes and measures.
 
 Another formula needs a branch wherever FORMULA is compared. One that has none fails when a kernel is compiled: branches
 end in a static_assert, or, of what all logistic gates share, in a function that does.
