@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from clients import CLIENTS, Client, table
 from counting import Calls
+from small_tensors import small_tensors_take_the_whole_mechanism
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +23,8 @@ from triton_gelu import LinearGELU, fuse, unfuse
 from triton_gelu.fuse import FusionReport, tagged
 
 Activation = Callable[[Tensor], Tensor]
+
+__all__ = ["small_tensors_take_the_whole_mechanism"]  # a fixture for every test here
 
 
 class Net(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_tensors import small_tensors_take_the_whole_mechanism
 from test_fuse import assert_same, results
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ before an nn.GELU. "Same" is: the same values, and where there are any the same 
 | library | operation | result |
 |---|---|---|
 """
+
+__all__ = ["small_tensors_take_the_whole_mechanism"]  # a fixture for every test here
 
 
 class MLP(nn.Module):

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 import transformers.activations
 from counting import Calls
+from small_tensors import small_tensors_take_the_whole_mechanism
 from test_fuse import Net, assert_same, fused, results
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +30,8 @@ from torch.utils.checkpoint import checkpoint
 from triton_gelu import fuse, unfuse
 from triton_gelu.fuse import gelu
 from triton_gelu.fuse.written_out import formula_of
+
+__all__ = ["small_tensors_take_the_whole_mechanism"]  # a fixture for every test here
 
 
 def pair(gelu: nn.Module | None = None) -> nn.Sequential:

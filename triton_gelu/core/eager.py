@@ -38,20 +38,18 @@ class Cache(dict[object, Any]):
 class Call:
     """What was found out about calls of one kind: the options in canonical form, the backend, and what computes."""
 
-    __slots__ = ("backward", "choice", "forward", "options")
+    __slots__ = ("choice", "forward", "options")
 
     options: tuple[Any, ...]
     choice: Choice
     forward: Callable[..., Tensor]
-    backward: Callable[..., Tensors]
 
 
 def call_for(op: Op, key: object, given: tuple[Any, ...]) -> Call:
     """What there is to know of a call of the first of its kind; checks its arguments."""
-    tensors = given[: len(op.inputs)]
     call = Call()
     call.options = op.check(*given)
-    call.choice = op.choose(tensors[0])
+    call.choice = op.choose(given[0])
     backend = call.choice.backend
     if backend is op.launched:
 
@@ -60,33 +58,40 @@ def call_for(op: Op, key: object, given: tuple[Any, ...]) -> Call:
             call.forward = forward
             return forward(*tensors)
 
-        call.forward, call.backward = planned, op.keep_backward(call)
+        call.forward = planned
     else:
         call.forward = _with_options(backend.forward, call.options)
-
-        def backward(needs: tuple[bool, ...], *tensors: Tensor | None) -> Tensors:
-            return backend.backward(*tensors, *call.options, needs)
-
-        call.backward = backward
     op.cache[key] = call
     return call
 
 
-def _with_options(forward: Callable[..., Tensor], options: tuple[Any, ...]) -> Callable[..., Tensor]:
-    def with_options(*tensors: Tensor | None) -> Tensor:
-        return forward(*tensors, *options)
+def _with_options(function: Callable[..., Any], options: tuple[Any, ...]) -> Callable[..., Any]:
+    """A function of tensors and options that takes the tensors alone."""
+
+    def with_options(*tensors: Tensor | None) -> Any:
+        return function(*tensors, *options)
 
     return with_options
 
 
-def plan_backward(op: Op, kept: Cache, key: object, call: Call, needs: tuple[bool, ...], *tensors: Any) -> Any:
-    """What launches a backward pass of a new kind, which is kept."""
+def backward_for(op: Op, key: object, tensors: tuple[Any, ...], rest: tuple[Any, ...]) -> Callable[..., Tensors]:
+    """What computes a backward pass of the first of its kind; it takes the tensors alone."""
+    if op.choose(_lead(op, tensors)).backend is op.launched:
+        kept = _planned(op, BACKWARD, key, tensors, rest)
+    else:
+        kept = _with_options(op.fastest(BACKWARD, _lead(op, tensors)), rest)
+    op.cache[key] = kept
+    return kept
 
-    def replan(*tensors: Tensor | None) -> Any:
-        return plan_backward(op, kept, key, call, needs, *tensors)(*tensors)
 
-    planned = kept[key] = op.plan(BACKWARD, (*tensors, *call.options, needs), replan)
-    return planned
+def _planned(op: Op, number: int, key: object, tensors: tuple[Any, ...], rest: tuple[Any, ...]) -> Callable[..., Any]:
+    """What launches a level's kernels, kept under the key, and planned anew where Triton's driver is another."""
+
+    def planned(*tensors: Any) -> Any:
+        kept = op.cache[key] = op.plan(number, (*tensors, *rest), planned)
+        return kept(*tensors)
+
+    return op.plan(number, (*tensors, *rest), planned)
 
 
 def launch(op: Op, number: int, *given: Any) -> Any:
@@ -98,14 +103,11 @@ def launch(op: Op, number: int, *given: Any) -> Any:
         given = (torch.zeros_like(given[level.lead]), *given[1:])
     tensors, rest = given[: len(level.args)], given[len(level.args) :]
     rest = tuple([tuple(each) if isinstance(each, (list, tuple)) else each for each in rest])
-    like = [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors]
-    key = (number, *like, *rest)
-
-    def planned(*tensors: Any) -> Any:
-        kept = op.cache[key] = op.plan(number, (*tensors, *rest), planned)
-        return kept(*tensors)
-
-    return op.cache.get(key, planned)(*tensors)
+    key = (number, *[None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors], *rest)
+    kept = op.cache.get(key)
+    if kept is None:
+        kept = op.cache[key] = _planned(op, number, key, tensors, rest)
+    return kept(*tensors)
 
 
 def differentiable_backward(op: Op, call: Call, needs: tuple[bool, ...], *tensors: Tensor | None) -> Tensors:
@@ -153,8 +155,8 @@ def without_inference_tensors(*tensors: Tensor | None) -> Iterator[Tensor | None
     return (tensor.clone() if tensor is not None and tensor.is_inference() else tensor for tensor in tensors)
 
 
-def generate(op: Op) -> tuple[str, Callable[..., Tensor], Callable[[Call], Callable[..., Tensors]]]:
-    """The source of an operator's eager path, and its functions `call` and `keep_backward`."""
+def generate(op: Op) -> tuple[str, Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensors]]:
+    """The source of an operator's eager path, and its functions `call`, `forward` and `backward`."""
     text = source(op)
     space: dict[str, Any] = {
         "Function": Function,
@@ -164,7 +166,6 @@ def generate(op: Op) -> tuple[str, Callable[..., Tensor], Callable[[Call], Calla
         "takes_custom_op": compat_torch.takes_custom_op,
         "is_sharded": compat_torch.is_sharded,
         "cache": op.cache,
-        "Cache": Cache,
         "call_for": partial(call_for, op),
         "check": op.check,
         "standard": op.standard,
@@ -175,11 +176,11 @@ def generate(op: Op) -> tuple[str, Callable[..., Tensor], Callable[[Call], Calla
         "differentiable_backward": partial(differentiable_backward, op),
         "without_inference_tensors": without_inference_tensors,
         "shape_of": shape_of,
-        "plan_backward": partial(plan_backward, op),
+        "backward_for": partial(backward_for, op),
     }
     run.exec_source(text, f"<{op.levels[FORWARD].name}, eager>", space)
     space["record"] = compat_torch.apply_without_functorch(space["Recorded"])
-    return text, space["call"], space["keep_backward"]
+    return text, space["call"], space["forward"], space["backward"]
 
 
 def source(op: Op) -> str:
@@ -188,8 +189,8 @@ def source(op: Op) -> str:
     tensors, options = ", ".join(names), ", ".join(option.name for option in op.options)
     lead, *others = op.inputs
     key = [f"{lead.name}.shape, {lead.name}.stride(), {lead.name}.dtype, {lead.name}.device", *map(_key, others)]
+    like = ", ".join(key)
     key += [f"{each.name}, type({each.name})" if each.type != "str" else each.name for each in op.options]
-    like = [f"{lead.name}.shape, {lead.name}.stride(), {lead.name}.dtype, {lead.name}.device", *map(_key, others)]
     recorded = " or ".join(_requires_grad(arg) for arg in op.inputs if arg.differentiable)
     needs = ", ".join(f"needs_{arg.name}" for arg in op.inputs if arg.differentiable)
     every = ", ".join(f"needs_{arg.name}" if arg.differentiable else "_" for arg in op.inputs)
@@ -210,6 +211,24 @@ def call({tensors}, {options}):
         except RuntimeError:
             return record(*without_inference_tensors({tensors}), found)
     return found.forward({tensors})
+
+
+def forward({tensors}, {options}):
+    key = ({", ".join(key)})
+    try:
+        found = cache[key]
+    except (KeyError, TypeError):
+        found = call_for(key, ({tensors}, {options}))
+    return found.forward({tensors})
+
+
+def backward(dy, {tensors}, {options}, needs):
+    key = (needs, dy.stride(), dy.dtype, {like}, {options})
+    try:
+        found = cache[key]
+    except KeyError:
+        found = backward_for(key, (dy, {tensors}), ({options}, needs))
+    return found(dy, {tensors})
 
 
 def general({tensors}, {options}):
@@ -238,22 +257,8 @@ class Recorded(Function):
         if is_grad_enabled() or not is_plain_eager(dy, {tensors}):
             {gradients}, = differentiable_backward(ctx.found, ({needs},), dy, {tensors})
         else:
-            {gradients}, = ctx.found.backward(({needs},), dy, {tensors})
+            {gradients}, = backward(dy, {tensors}, *ctx.found.options, ({needs},))
         return {returned}, None
-
-
-def keep_backward(found):
-    kept = Cache()
-
-    def backward(needs, dy, {tensors}):
-        key = (needs, dy.stride(), dy.dtype, {", ".join(like)})
-        try:
-            launch = kept[key]
-        except KeyError:
-            launch = plan_backward(kept, key, found, needs, dy, {tensors})
-        return launch(dy, {tensors})
-
-    return backward
 """
 
 

@@ -88,7 +88,7 @@ class Op:
         self.operators = self._register()
         self.register_decompositions = _once(self._register_decompositions)
         self.register_sharding = _once(self._register_sharding)
-        self.source, self.call, self.keep_backward = eager.generate(self)
+        self.source, self.call, self.forward, self.backward = eager.generate(self)
 
     def check(self, *given: Any) -> tuple[Any, ...]:
         """The options of a call in canonical form. Raises TypeError or ValueError where an argument does not fit."""
@@ -117,7 +117,8 @@ class Op:
         """A level on tensors in memory, by the backend that is chosen for them, or on those of a compiler."""
         x = given[self.levels[number].lead]
         if type(x) in EXACT:
-            return self.fastest(number, x)(*given)
+            kept = (self.forward, self.backward, None)[number]
+            return (kept or self.fastest(number, x))(*given)
         with_kernels = not compat_triton.INTERPRETED and kernels_support(x).possible
         return self._level_by(self.recorded if with_kernels and self.recorded else self.plain, number)(*given)
 
@@ -186,10 +187,9 @@ class Op:
     def _implement(self, number: int, *given: Any) -> Any:
         """An operator of torch.library: an output that is not needed is an empty tensor."""
         if number == FORWARD:
-            if type(given[0]) in EXACT:
-                given = (*given[: len(self.inputs)], *self.check(*given))
             return self.compute(number, *given)
-        return tuple(or_empty(self.compute(number, *given), given[self.levels[number].lead]))
+        results = self.compute(number, *given[:-1], tuple(given[-1]))
+        return tuple(or_empty(results, given[self.levels[number].lead]))
 
     def _fake(self, number: int, *given: Any) -> Any:
         """What an operator returns, without what is in it."""

@@ -73,7 +73,9 @@ def torch_gelu(h: Tensor, formula: Approximate) -> Tensor:
 
 def gelu_forward(h: Tensor, formula: Approximate) -> Tensor:
     """GELU of h, not recorded by autograd."""
-    return BIAS_GELU.call(h, None, -1, formula)
+    if type(h) in EXACT_TYPES:
+        return BIAS_GELU.forward(h, None, -1, formula)
+    return gelu(h, approximate=formula)
 
 
 def gelu_backward(
@@ -90,10 +92,11 @@ def gelu_backward(
 
 def _backward(
     op: Op, dy: Tensor, h: Tensor, bias: Tensor | None, dim: int, formula: Approximate, needs: list[bool]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """The gradients of an operator by the fastest backend, or, of a compiler's tensors, by an operator of its graph."""
     if type(h) in EXACT_TYPES:
-        dh, dbias = op.compute(BACKWARD, dy, h, bias, dim, formula, tuple(needs))
+        dh, dbias = op.backward(dy, h, bias, dim, formula, tuple(needs))
+        assert dh is not None
     else:
         op.register_decompositions()
         dh, dbias = op.operators[BACKWARD](dy, h, bias, dim, formula, needs)

@@ -6,5 +6,5 @@ from triton_gelu.fuse import gelu
 
 
 @pytest.fixture(autouse=True)
-def _small_tensors_take_the_whole_mechanism(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_tensors_take_the_whole_mechanism(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gelu, "SMALL", 0)
