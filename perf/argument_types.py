@@ -1,4 +1,4 @@
-"""What single words of a command line mean: a mistake is answered with what was expected."""
+"""Types of command line arguments, for argparse: a mistake is answered with what was expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured: frozen cases, and named sets of them taken from the activations of real models."""
+"""What is measured: shapes as frozen cases, and named sets of them taken from the activations of real models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What perf takes from inside the library: no other module of perf imports a private one of it.
+"""The only module of perf that imports private names of triton_gelu.
 
 `FORMULAS` and `DTYPES` are the library's lists. All else in perf that varies by formula or dtype follows them.
 """

@@ -1,4 +1,4 @@
-"""Who is measured: a provider is a function that turns a case into the call a user would write for it.
+"""The implementations that are compared: ours, PyTorch's, compiled ones; each turns a case into a call.
 
 `PROVIDERS` names them all. To add one, write such a function and give it a name there.
 """

@@ -1,4 +1,4 @@
-"""One result is one self-contained row of a JSONL file that only ever grows.
+"""Results: rows of JSONL files that are only appended to; each row can be read alone.
 
 A row can be read alone: it carries what was asked (case, provider), what came out (metric, value, spread) and
 where it comes from (device, backend, versions, commit, time). Measuring, analysing and drawing meet only here.

@@ -1,4 +1,4 @@
-"""A pass in float64, and how far from it a result may be."""
+"""A float64 reference for a whole pass, and the tolerance: how far from it a result may be."""
 
 import math
 from collections.abc import Callable

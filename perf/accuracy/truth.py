@@ -1,4 +1,4 @@
-"""What GELU and its derivatives are, in float64, and how far a result lies from it, in ulp.
+"""The float64 reference: GELU and its derivatives, and how far a result lies from them, in ulp.
 
 GELU is an input times a gate, `gelu(u) = u C(u)` (Hendrycks and Gimpel, arXiv:1606.08415). Nothing cancels in the gate
 or in its derivatives, so the tails keep their digits; a test holds them against multiple precision.

@@ -1,4 +1,4 @@
-"""The words of the commands that show rows: which files, which rows of them, and where the result goes."""
+"""Options that the commands which show rows share: input files, which rows of them, output."""
 
 from __future__ import annotations
 

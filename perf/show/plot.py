@@ -1,4 +1,4 @@
-"""Draw pictures of rows: throughput of measured ones, headroom of static ones, errors of accuracy rows.
+"""The command `plot`, and the colours and style that all pictures share.
 
 Rows of different kinds never share a picture: what was measured stays apart from what was computed.
 

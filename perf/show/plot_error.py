@@ -1,4 +1,4 @@
-"""The picture of accuracy rows: error against x, a panel a formula; it explains why this package exists."""
+"""The picture of accuracy rows: error against x, a panel a formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of static rows: how far each kernel is from being bound by something else than memory, a panel a GPU."""
+"""The picture of static rows: headroom, how far a kernel is from being bound by anything but memory."""
 
 from __future__ import annotations
 

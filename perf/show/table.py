@@ -1,4 +1,4 @@
-"""Measured rows as a table, one line a case: for the terminal, or as Markdown for a pull request."""
+"""The table of measured rows that `perf measure` prints, one line a case; also as Markdown for a pull request."""
 
 from __future__ import annotations
 

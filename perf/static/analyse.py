@@ -1,4 +1,4 @@
-"""Compile kernels for GPUs that are not here, and count what they will do there. Nothing runs; nothing is measured.
+"""The command `analyse`: compile kernels for GPUs that are not here, and count what they will do there.
 
 Each case is compiled exactly as a call would compile it. The machine code is then followed, loops and predicates
 included, and counted: instructions by kind, registers, widths of accesses, bytes; and, from a table of GPU data

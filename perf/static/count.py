@@ -1,4 +1,4 @@
-"""What one launch asks of a GPU: instructions, units, registers, accesses and bytes, summed over its grid."""
+"""The counts of one launch on one GPU, summed over its grid: instructions, units, registers, accesses, bytes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import product
 
 from perf.static.gpus import GPU
+from perf.static.loop_counts import trips
 from perf.static.machine import amdgcn, sass
 from perf.static.machine.code import Code, Untraceable
-from perf.static.machine.follow import Follower, Issued, Trips
+from perf.static.machine.issue_order import Follower, Issued, Trips
 from perf.static.offline import Launched, disassembly, elf
-from perf.static.trips import trips
 
 ENOUGH_RUNS = 200  # a loop has found its rhythm by then
 BETWEEN = 3  # programs that stand for all those between the ends of one axis of a grid

@@ -1,4 +1,4 @@
-"""What is known of GPUs that are not here: how much a multiprocessor does in a clock, and how fast memory is.
+"""What static analysis knows of GPUs beside the library's table: pipes, clocks, latency, registers; with sources.
 
 Names, numbers of processors, threads in a warp and bandwidths are the library's own (triton_gelu/core/targets.py).
 Each number says where it comes from and how sure it is: "published" by the vendor, "derived" from published numbers,

@@ -1,4 +1,4 @@
-"""A call as numbers: all its launches added up, what binds it, and how far that is from the speed of memory."""
+"""The metrics of one call, all its launches added up: headroom, instructions, bytes, registers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fusing saves a whole model on a GPU that is not here: bytes and launches, fused and not. Nothing runs.
+"""The command `saved`: bytes and launches that fusing saves whole models on GPUs that are not here. Nothing runs.
 
 The model runs on the meta device, and says which GELUs it has. Of ours the kernels are compiled, and counted with the
 sums that finish their bias gradients. PyTorch's eager operations are counted by what they read and write: GELU; the

@@ -1,4 +1,4 @@
-"""No time without a right answer: what a case must give, in float64, and by how much it may miss.
+"""Checks a case against float64 before it is timed, and says by how much it may miss.
 
 The tolerance is a count of roundings, not a literal: each rounding to the case's dtype moves a result by at most
 half an ulp of what is rounded, and arithmetic inside is held to fp32. Accuracy proper, tails included, is the

@@ -1,4 +1,4 @@
-"""On a machine with a GPU, in a quarter of an hour without a question: tests, errors, times, one file to send back.
+"""The command `gpu`: tests, errors and times on a machine with a GPU, unattended, and one file to send back.
 
 The file of rows, a report and its pictures are written to perf/data. Send them as a pull request: the table of
 measured times is made from them (`python -m perf readme`).

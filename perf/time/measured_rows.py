@@ -1,4 +1,4 @@
-"""From seconds and bytes to rows: medians and quantiles, GB/s of honest bytes, ratios of fastest rounds."""
+"""Computes rows from seconds and bytes: medians, quantiles, GB/s of the bytes that have to move, ratios."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a kernel was not written for fails when the kernel is compiled, and names what is unknown."""
+"""Unknown formulas, types and axes fail when a kernel is compiled, and the error names them."""
 
 import os
 import subprocess

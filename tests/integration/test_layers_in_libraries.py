@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_touched_layers import assert_same, mlps, results
+from test_modified_layers import assert_same, mlps, results
 from torch import nn
 
 from triton_gelu import MLP, AudioEncoder, Conv1dGELU, LinearGELU

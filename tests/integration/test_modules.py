@@ -1,4 +1,4 @@
-"""Layers."""
+"""The layers."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""The house: who may import whom, what is public, what is shipped."""
+"""Repository structure: which imports are allowed, what is public, what the wheel holds."""
 
 import ast
 import os

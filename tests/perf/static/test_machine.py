@@ -7,7 +7,7 @@ import pytest
 from perf.static.gpus import A100, GPU, H100
 from perf.static.machine import amdgcn, sass
 from perf.static.machine.code import Code, Untraceable
-from perf.static.machine.follow import Follower, Planned, Trips
+from perf.static.machine.issue_order import Follower, Planned, Trips
 
 # What cuobjdump says of a kernel.
 ELF = """

@@ -1,4 +1,4 @@
-"""How the instructions of a kernel may follow each other: blocks, the ways between them, loops, and what decides.
+"""The control flow of machine code: basic blocks, branches, loops.
 
 A block is a run of instructions that are issued together. Loops are natural ones: an edge back to a block that every
 way to its start has passed (A. V. Aho et al., Compilers, 9.6).

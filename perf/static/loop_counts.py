@@ -1,4 +1,4 @@
-"""How often each program of a launch goes through its loops, from the launch's arguments: nothing is guessed from code.
+"""Loop iterations of each program of a launch, from the launch's arguments.
 
 Each kernel has a function here that says what its first lines compute, for one program of the grid. A kernel that
 isn't here is taken to have no loop and no choice; if its code has one, following it is refused.
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
-from perf.static.machine.follow import Planned, Trips
+from perf.static.machine.issue_order import Planned, Trips
 from perf.static.offline import Launched
 
 Program = tuple[int, int, int]  # its place in the grid

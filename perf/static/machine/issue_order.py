@@ -1,4 +1,4 @@
-"""Following machine code without running it: the instructions one warp issues, in order.
+"""The instructions that one warp issues, in order, from control flow and the launch's loop counts.
 
 Nothing is computed. How often a loop is gone through, and whether a tile lies wholly inside its tensor, is known from
 the launch plan (`Trips`); here the loops and branches of the code are matched with that:
@@ -23,7 +23,7 @@ from functools import cached_property
 from itertools import product
 
 from perf.static.machine.code import Code, Untraceable
-from perf.static.machine.flow import Block, Flow, Loop
+from perf.static.machine.control_flow import Block, Flow, Loop
 
 MOST_RUNS = 1_000_000
 WIDE_ENOUGH = 16  # bytes a thread: of smaller tiles several threads may load the same
