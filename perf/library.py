@@ -78,9 +78,10 @@ def _launched(op: Op) -> Backend:
 
 @contextlib.contextmanager
 def replaced(bias_gelu: Callable[..., Tensor], bias_gelu_transpose: Callable[..., Tensor]) -> Iterator[None]:
-    """The library's layers and functions call these two in place of its operators."""
+    """The library's layers, functions and fused models call these two in place of its operators."""
     with (
         mock.patch.object(BIAS_GELU, "call", bias_gelu),
+        mock.patch.object(BIAS_GELU, "forward", bias_gelu),
         mock.patch.object(BIAS_GELU_TRANSPOSE, "call", bias_gelu_transpose),
     ):
         yield
