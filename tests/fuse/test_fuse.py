@@ -335,7 +335,7 @@ def test_the_report_prints_as_a_table() -> None:
         "layer  formula  fused",
         "0      tanh     yes",
         "2      none     no: no bias",
-        "On cpu, each GELU is one kernel, and so are its gradient and the bias's together.",
+        "On cpu, each GELU is one kernel; its gradient and the bias's come from one pass over memory.",
     ]
 
 

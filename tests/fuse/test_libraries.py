@@ -79,7 +79,7 @@ def lora(model: Any, plain: Any, x: Tensor) -> None:
     compare(*merged, x)
 
 
-@operation("torchao", "int8 weights (quantize_)", "same; the layer is unfused, its weight being no plain tensor")
+@operation("torchao", "int8 weights (quantize_)", "same; the layer is unfused, because its weight is a tensor subclass")
 def int8(model: Any, plain: Any, x: Tensor) -> None:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -90,7 +90,9 @@ def int8(model: Any, plain: Any, x: Tensor) -> None:
         torch.testing.assert_close(model(x), plain(x))
 
 
-@operation("torchao", "float8 training (convert_to_float8_training)", "the layers are found and replaced as without")
+@operation(
+    "torchao", "float8 training (convert_to_float8_training)", "the layers are found and replaced as without `fuse`"
+)
 def float8(model: Any, plain: Any, x: Tensor) -> None:
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
@@ -100,7 +102,7 @@ def float8(model: Any, plain: Any, x: Tensor) -> None:
     compare(model, plain, x)
 
 
-@operation("torch.ao", "quantize_dynamic", "the layers are found and replaced as without")
+@operation("torch.ao", "quantize_dynamic", "the layers are found and replaced as without `fuse`")
 def dynamic(model: Any, plain: Any, x: Tensor) -> None:
     ours, theirs = (torch.ao.quantization.quantize_dynamic(net.eval(), {nn.Linear}) for net in (model, plain))
     assert type(ours.fc1) is type(theirs.fc1) is not nn.Linear
@@ -208,7 +210,9 @@ def layerwise_before(model: Any, plain: Any, x: Tensor) -> None:
 
 
 @operation(
-    "transformers", "BERT with gradient checkpointing, compiled whole", "one graph, with as many nodes as without"
+    "transformers",
+    "BERT with gradient checkpointing, compiled whole",
+    "one graph, with as many nodes as without `fuse`",
 )
 def bert(model: Any, plain: Any, x: Tensor) -> None:
     import transformers

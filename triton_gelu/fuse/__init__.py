@@ -59,7 +59,7 @@ class FusionReport:
     @property
     def runs(self) -> str:
         """What the device that the model was on will run, in one line."""
-        kernels = "each GELU is one kernel, and so are its gradient and the bias's together"
+        kernels = "each GELU is one kernel; its gradient and the bias's come from one pass over memory"
         if self.device_type == "meta":
             return f"On a device with Triton kernels, {kernels}; elsewhere, PyTorch's own operators run."
         if has_kernels(self.device_type):
@@ -78,7 +78,7 @@ def fuse(model: nn.Module, *example_args: Any, **example_kwargs: Any) -> FusionR
     """Make the GELU after every biased layer of `model` a kernel, in place, and in training its bias gradient with it.
 
     Forward, the layer stays PyTorch's own call, and GELU of its output is one kernel, accurate for negative inputs too.
-    Backward, one kernel computes the gradient of GELU and its sum over rows, which is the gradient of the layer's bias.
+    Backward, one pass over memory gives the gradient of GELU and its sum over rows, which is that of the layer's bias.
     On a device without kernels, PyTorch's own operators run, until the model is moved; the printed report says so.
 
     A layer is a module of PyTorch's, such as Linear and the convolutions, or whatever calls their functions or
