@@ -1,4 +1,4 @@
-"""The only module of perf that imports private names of triton_gelu.
+"""What perf uses of triton_gelu's private names: imported here, and in no other module of perf.
 
 `FORMULAS` and `DTYPES` are the library's lists. All else in perf that varies by formula or dtype follows them.
 """

@@ -1,4 +1,4 @@
-"""A float64 reference for a whole pass, and the tolerance: how far from it a result may be."""
+"""The float64 reference of whole passes in tests, and the tolerance: how far from it a result may be."""
 
 import math
 from collections.abc import Callable

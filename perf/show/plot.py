@@ -1,4 +1,4 @@
-"""The command `plot`, and the colours and style that all pictures share.
+"""The command `plot`, and the style of all pictures: the colours to choose from, fonts, sizes.
 
 Rows of different kinds never share a picture: what was measured stays apart from what was computed.
 

@@ -1,4 +1,4 @@
-"""What static analysis knows of GPUs beside the library's table: pipes, clocks, latency, registers; with sources.
+"""What static analysis knows of GPUs beyond core/targets.py: pipes, clocks, latency, registers, each with its source.
 
 Names, numbers of processors, threads in a warp and bandwidths are the library's own (triton_gelu/core/targets.py).
 Each number says where it comes from and how sure it is: "published" by the vendor, "derived" from published numbers,

@@ -1,4 +1,4 @@
-"""Geometry: sees a tensor with a bias along one dimension as a stack of matrices.
+"""Sees a tensor with a bias along one dimension as a stack of matrices, without a copy where possible.
 
 The bias runs along the columns (the output of a Linear, or a channels-last image) or along the rows (the channels of a
 convolution). Strides decide which; nothing is copied as long as the columns of every tensor are contiguous.

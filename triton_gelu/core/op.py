@@ -1,4 +1,4 @@
-"""`Op`: registers an operator with PyTorch, from its declaration: checks, autograd, fakes, decompositions, sharding.
+"""`Op`: registers an operator with PyTorch, from its declaration: checks, autograd, fakes, decompositions, DTensor.
 
 `Op(...)` takes what the tensors and the options are, what checks the options, and how each backend computes. It makes
 

@@ -1,4 +1,4 @@
-"""What `fuse` asks of the rest of the package: GELU of a layer's output, and what the current call may do.
+"""The only module of fuse that imports operators: GELU of a layer's output and its gradients, and what call this is.
 
 Everything else in `fuse` is written in terms of these few functions, so that a change of the operators' interface ends
 here. The bias is already in `h`; only its gradient is wanted.

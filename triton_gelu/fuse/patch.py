@@ -1,4 +1,4 @@
-"""How a module is changed, and changed back: it is given a generated subclass of its own class, with another `forward`.
+"""Changes a module, and changes it back: a generated subclass of its own class, with another `forward`.
 
 There is one such class for each class and way of changing it, and nothing on the instance: no attribute, no hook. The
 class passes for the original as `module.__class__`; that of a class of PyTorch's also compares equal to it and has its

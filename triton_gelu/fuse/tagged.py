@@ -1,4 +1,4 @@
-"""How a call of `F.gelu` finds out that its argument is the output of a fused layer, where the GELU is not a module.
+"""Tags the output of a fused layer, so that a call of `F.gelu` finds its layer where the GELU is not a module.
 
 The layer gives its output the class `Tagged`. That changes nothing else: data, history and memory are the tensor's own.
 `F.gelu` of it comes to `Tagged.__torch_function__`; the first other use, if it is more than a question about shape or

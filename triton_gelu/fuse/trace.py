@@ -1,4 +1,4 @@
-"""One forward pass of a model, watched: which layers feed an activation, and from where.
+"""Runs a model once, and records which layers feed an activation, and from where.
 
 A mode of the current thread sees every call of a PyTorch function; the frames on Python's stack tell which modules are
 running. So there is no hook on any module, and other threads run as they did. Nothing here knows a model.
