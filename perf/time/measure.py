@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="measure again what the output already has")
     parser.add_argument("--list", action="store_true", help="only list the cases")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument("--plot", action="store_true", help="write a report and a picture beside the output")
+    parser.add_argument("--plot", action="store_true", help="write a report and a picture next to the output")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -177,7 +177,7 @@ USES: dict[str, Activation] = {
     "a gate": lambda h: (h.chunk(2, -1)[0] * F.gelu(h.chunk(2, -1)[1])).repeat(1, 2),
     "a list of it": lambda h: torch.cat([h[:2], F.gelu(h)[2:]]),
     "an own function": Square.apply,
-    "an own function beside": lambda h: F.gelu(h) + Square.apply(h),
+    "an own function, too": lambda h: F.gelu(h) + Square.apply(h),
     "an own function between": lambda h: F.gelu(Square.apply(h)),
     "a look without gradient": looked_at_without_gradient,
     "its data": lambda h: F.gelu(h) + h.data,

@@ -34,7 +34,7 @@ NOT_TWICE = 1.5  # times the least a way may load: the bias can be read by other
 class Planned:
     """A loop of the source: how often a program goes through it, and the loops inside, in their order.
 
-    Of two loops beside each other that do the same, the first takes whole tiles and the second those with masks.
+    Of two loops in a row that do the same, the first takes whole tiles and the second those with masks.
     `loads` is the bytes that the threads of a program load in one trip, inner loops apart, at least; 0: not known.
     """
 
@@ -151,7 +151,7 @@ class Follower:
     def _matched(self, found: Sequence[Loop], planned: Sequence[Planned]) -> Iterator[tuple[Block, int]]:
         """Each loop of the code, by its first block, with its trips: as many loops as were planned, in that order."""
         if len(found) != len(planned):
-            raise Untraceable(f"{len(planned)} loops were planned, and the code has {len(found)} beside each other")
+            raise Untraceable(f"{len(planned)} loops were planned, and the code has {len(found)} in a row")
         for loop, plan in zip(found, planned, strict=True):
             loaded = self._loaded_in(loop.blocks.difference(*(inner.blocks for inner in loop.inner)))
             most = 2 * plan.loads if plan.loads >= WIDE_ENOUGH * self.threads else math.inf
