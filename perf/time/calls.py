@@ -14,18 +14,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import torch
 import triton
+from torch import Tensor, nn
+from torch.nn import functional
 from triton.compiler.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
@@ -37,8 +41,11 @@ from perf.static import analyse
 from perf.static.gpus import GPU, H100
 from perf.static.offline import DeviceModule, Driver, launches
 from perf.time import measure, measured_rows, timing
+from triton_gelu import fuse
 
 SMALL = Case("small", (1, 64))
+FEW, WIDTHS = 8, (64, 1024)  # features into and out of a small layer
+MICRO = 1e-6
 BATCHES, LENGTHS = (1, 8, 32), (16, 37, 128, 200, 512)
 BASE, BERT = cases.WHISPER[1], cases.OTHERS[1]
 MODELS: Mapping[str, Sequence[Case]] = {
@@ -83,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         make_writable(args.output)
     torch.set_num_threads(1)
-    rows = [*cold_starts(args.starts), *kernels(MODELS), *times(args.seconds)]
+    rows = [*cold_starts(args.starts), *kernels(MODELS), *times(args.seconds / 2), *fused(args.seconds / 2)]
     for row in rows if args.output else ():
         append_row(args.output, row)
     lines = [
@@ -109,6 +116,68 @@ def times(seconds: float) -> Iterator[Row]:
                     thunk()
             samples = timing.interleaved(thunks, threads=1, budget_s=seconds / len(cases.DIRECTIONS))
         yield from measured_rows.rows(case, blank(case, "measured"), samples, {})
+
+
+def fused(seconds: float) -> Iterator[Row]:
+    """Microseconds that fusing adds to a layer and its GELU at batch 1, with PyTorch's own GELU counted as ours.
+
+    That is the time of the fused pair over that of the plain one, plus the time that GELU alone takes in the latter:
+    the kernel that is in its place is left out here.
+    """
+    pairs = {  # what calls GELU
+        "Linear, GELU module": lambda width: nn.Sequential(nn.Linear(FEW, width), nn.GELU("tanh")),
+        "Linear, F.gelu": lambda width: _Pair(width),
+    }
+    asked = [(name, width, way) for name in pairs for width in WIDTHS for way in cases.DIRECTIONS]
+    for name, width, direction in asked:
+        case = Case(f"fused {name}", (1, width), direction=direction)
+        with unlaunched(H100):
+            plain = pairs[name](width)
+            ours = copy.deepcopy(plain)
+            fuse(ours, torch.randn(1, FEW))
+            x, h = torch.randn(1, FEW), torch.randn(1, width, requires_grad=direction != "forward")
+            thunks = {
+                "eager": _pass(plain, [x, *plain.parameters()], direction),
+                "triton_gelu": _pass(ours, [x, *ours.parameters()], direction),
+                "GELU alone": _pass(functools.partial(functional.gelu, approximate="tanh"), [h], direction),
+            }
+            for thunk in thunks.values():
+                for _ in range(3):
+                    thunk()
+            samples = timing.interleaved(thunks, threads=1, budget_s=seconds / len(asked))
+        least = {provider: min(each) / MICRO for provider, each in samples.items()}
+        note = f"fused {least['triton_gelu']:.1f}, plain {least['eager']:.1f}, GELU alone {least['GELU alone']:.1f}"
+        added = least["triton_gelu"] - least["eager"] + least["GELU alone"]
+        row = blank(case, "measured")
+        yield replace(row, metric="host time added", unit="us", value=added, status="ok", note=note)
+
+
+class _Pair(nn.Module):
+    """A Linear whose GELU is a function."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(FEW, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.gelu(self.linear(x), approximate="tanh")
+
+
+def _pass(
+    function: Callable[[Tensor], Tensor], tensors: Sequence[Tensor], direction: str
+) -> Callable[[], Tensor | tuple[Tensor, ...]]:
+    """A forward pass of a function of the first tensor, or one and a backward pass to those that want a gradient."""
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return function(tensors[0])
+
+    def both() -> tuple[Tensor, ...]:
+        y = function(tensors[0])
+        return torch.autograd.grad(y, wanted, torch.ones_like(y))
+
+    return forward if direction == "forward" else both
 
 
 def cold_starts(count: int) -> Iterator[Row]:
