@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ways import RANKS, ways
 
 from triton_gelu import MLP as FusedMLP
-from triton_gelu import AudioEncoder, BiasGELU, LinearGELU, bias_gelu
+from triton_gelu import AudioEncoder, BiasGELU, LinearGELU, bias_gelu, bias_gelu_transpose
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -239,6 +239,34 @@ for test in (tests.test_tensor_parallel_MLP, tests.test_fully_sharded_MLP, tests
 pathlib.Path(sys.argv[1], str(torch.distributed.get_rank())).touch()
 torch.distributed.destroy_process_group()
 """
+
+
+CUTS = {  # along which dimension x [N, C, L] is cut, and with it the bias [C] and the position [L, C]
+    "batch": (0, None, None),
+    "channels": (1, 0, 1),
+    "length": (2, None, 0),
+    "nothing": (None, None, None),
+}
+
+
+@ways("distributed")
+@pytest.mark.parametrize("cut", CUTS)
+def test_sharded_tensors_transposed(way: str, cut: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    torch.manual_seed(0)
+    whole = [torch.randn(size, requires_grad=True) for size in ((4, 6, 8), (6,), (8, 6))]
+    x, bias, position = whole
+    expected = F.gelu(x + bias[:, None], approximate="tanh").transpose(1, 2) + position
+    mesh = init_device_mesh("cpu", (RANKS,))
+    placements = [Replicate() if dim is None else Shard(dim) for dim in CUTS[cut]]
+    parts = [distribute_tensor(t.detach(), mesh, [p]).requires_grad_() for t, p in zip(whole, placements, strict=True)]
+    y = bias_gelu_transpose(*parts)
+    torch.testing.assert_close(full(y), expected.detach(), rtol=1e-5, atol=1e-5)
+    ours = torch.autograd.grad(y.square().sum(), parts)
+    theirs = torch.autograd.grad(expected.square().sum(), whole)
+    torch.testing.assert_close([full(t) for t in ours], list(theirs), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
