@@ -1,4 +1,4 @@
-"""The command `plot`, and the style of all pictures: the colours to choose from, fonts, sizes.
+"""The command `plot`, and the style of all pictures: each provider's colour, fonts, sizes.
 
 Rows of different kinds never share a picture: what was measured stays apart from what was computed.
 

@@ -1,4 +1,4 @@
-"""The picture of measured rows: throughput against size, a panel a formula, dtype and direction; providers' colours."""
+"""The picture of measured rows: throughput against size, a panel a formula, dtype and direction."""
 
 from __future__ import annotations
 
