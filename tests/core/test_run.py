@@ -30,6 +30,7 @@ from triton_gelu.core.run import Run
 from triton_gelu.core.tiles import store
 from triton_gelu.ops import bias_gelu_kernels, bias_gelu_plan
 from triton_gelu.ops.bias_gelu import BIAS_GELU
+from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 
 LAUNCHED = BIAS_GELU.launched
 assert LAUNCHED is not None
@@ -365,3 +366,14 @@ def test_triton_asks_for_nothing_of_a_tensor_that_kept_kernels_dont_know_it_by()
                 known = dtype, tensor.data_ptr() % run.POINTER_ALIGNMENT == 0
                 seen.setdefault(known, set()).add(jit.native_specialize_impl(CUDABackend, tensor, False, True, True))
     assert all(len(answers) == 1 for answers in seen.values())
+
+
+def test_the_gradient_of_an_argument_that_is_not_there_is_none_even_if_it_is_asked_for(device: str) -> None:
+    x = torch.randn(2, 7, 19, device=device)
+    dx, dbias = LAUNCHED.backward(x, x, None, 1, "tanh", (True, True))
+    assert dx is not None
+    assert dbias is None
+    transposed = BIAS_GELU_TRANSPOSE.launched
+    assert transposed is not None
+    gradients = transposed.backward(x.mT.contiguous(), x, None, None, "tanh", (True, True, True))
+    assert [gradient is not None for gradient in gradients] == [True, False, False]

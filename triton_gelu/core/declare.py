@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Tensors = tuple[Tensor | None, ...]
+FORWARD, BACKWARD, DOUBLE_BACKWARD = range(3)  # the levels of an operator
 Dimensions = tuple[int, ...]
 
 PACKAGE = __name__.partition(".")[0]
@@ -109,8 +110,18 @@ class Level:
         return f"({', '.join(args)}) -> {f'({results})' if self.needs else results}"
 
     def needed(self, given: Sequence[Any]) -> tuple[bool, ...]:
-        """Which results a call with these arguments asks for."""
-        return tuple(given[-1]) if self.needs else (True,) * len(self.results)
+        """Which results a call with these arguments asks for; none of an argument that it is not given."""
+        if not self.needs:
+            return (True,) * len(self.results)
+        tensors = self.by_name(given)
+        return tuple([bool(n) and tensors[s] is not None for n, s in zip(given[-1], self.sources, strict=True)])
+
+    def shape(self, place: int, given: Sequence[Any], dim: int) -> tuple[int, ...]:
+        """The shape of a result: that of the argument it is a gradient of, or, told from x, that of its kind."""
+        source, lead = self.sources[place], self.args[self.lead].name
+        if source != lead:
+            return tuple(self.by_name(given)[source].shape)
+        return self.results[place].kind.shape(given[self.lead].shape, dim)
 
     def by_name(self, given: Sequence[Any]) -> dict[str, Any]:
         """The tensors among the arguments of a call."""
@@ -140,15 +151,14 @@ def empty_results(level: Level, given: Sequence[Any], dim: int) -> Tensors:
     x, tensors = given[level.lead], level.by_name(given)
     own = level.args[level.lead].kind
     results: list[Tensor | None] = []
-    for result, source, needed in zip(level.results, level.sources, level.needed(given), strict=True):
-        like = tensors[source]
-        if not needed or like is None:
+    for place, (result, needed) in enumerate(zip(level.results, level.needed(given), strict=True)):
+        like = tensors[level.sources[place]]
+        if not needed:
             results.append(None)
         elif result.kind is own:
             results.append(torch.empty_like(x, dtype=like.dtype))
         else:
-            shape = like.shape if source != level.args[level.lead].name else result.kind.shape(x.shape, dim)
-            results.append(x.new_empty(shape, dtype=like.dtype))
+            results.append(x.new_empty(level.shape(place, given, dim), dtype=like.dtype))
     return tuple(results)
 
 

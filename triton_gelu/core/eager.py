@@ -16,13 +16,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import compat_torch, run
-from .declare import Arg, Tensors, shape_of
+from .declare import BACKWARD, DOUBLE_BACKWARD, FORWARD, Arg, Tensors, shape_of
 from .dispatch import Choice
 
 if TYPE_CHECKING:
     from .op import Op
 
-FORWARD, BACKWARD, DOUBLE_BACKWARD = range(3)
 MOST = 4096
 
 
@@ -97,9 +96,7 @@ def _planned(op: Op, number: int, key: object, tensors: tuple[Any, ...], rest: t
 def launch(op: Op, number: int, *given: Any) -> Any:
     """A level of an operator by its kernels, for whoever has no `Call`; what is planned is kept, too."""
     level = op.levels[number]
-    if (
-        number == DOUBLE_BACKWARD and given[0] is None
-    ):  # kernels read the gradient of dx: without one, this is a backward
+    if number == DOUBLE_BACKWARD and given[0] is None:  # kernels read the gradient of dx, if only to find zeros
         given = (torch.zeros_like(given[level.lead]), *given[1:])
     tensors, rest = given[: len(level.args)], given[len(level.args) :]
     rest = tuple([tuple(each) if isinstance(each, (list, tuple)) else each for each in rest])

@@ -21,6 +21,8 @@ from .run import Planner, dense, device_target
 def record(level: Level, planner: Planner, kernels: Any, dim: int, given: Sequence[Any]) -> Tensors:
     """The results of a level of an operator on the tensors of a compiler, by kernels that go into its graph."""
     x, tensors = given[level.lead], level.by_name(given)
+    if level.needs:
+        given = (*given[:-1], level.needed(given))
     results = dict(zip([result.name for result in level.results], empty_results(level, given, dim), strict=True))
     if not x.numel():
         return tuple(

@@ -25,6 +25,9 @@ from torch.library import custom_op
 from . import checks, compat_torch, compat_triton, eager, graph, run
 from .compat_torch import EXACT
 from .declare import (
+    BACKWARD,
+    DOUBLE_BACKWARD,
+    FORWARD,
     PACKAGE,
     Arg,
     Kind,
@@ -39,8 +42,6 @@ from .declare import (
     sharding_rules,
 )
 from .dispatch import Backend, Choice, Kernels, Support, choose, kernels_support
-
-FORWARD, BACKWARD, DOUBLE_BACKWARD = range(3)
 
 
 class Op:

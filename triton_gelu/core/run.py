@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import linecache
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -34,7 +35,9 @@ def bind(
     Compiled kernels belong to Triton's driver: if that is another one day, the function calls `replan` on its tensors.
     """
     x, tensors = given[level.lead], level.by_name(given)
-    needed = dict(zip([result.name for result in level.results], level.needed(given), strict=True))
+    needed = level.needed(given)
+    if level.needs:
+        given = (*given[:-1], needed)
     layout = dense_strides(x)
     kinds, own = {arg.name: arg.kind for arg in level.args}, level.args[level.lead].kind
     plan = planner(device_target(x.device), layout, *given) if x.numel() else Plan()
@@ -44,14 +47,14 @@ def bind(
         **{f"launch_{i}": Run(step.launch, kernels, x.device).__call__ for i, step in enumerate(plan.steps)},
     }  # fmt: skip
     zeros = []
-    for result, origin in zip(level.results, level.sources, strict=True):
-        like = tensors[origin]
-        if not needed[result.name] or like is None:
+    for place, result in enumerate(level.results):
+        if not needed[place]:
             continue
+        like = tensors[level.sources[place]]
         if (summed := dict(plan.sums).get(result.name)) is not None:
             values[f"sum_{result.name}"] = _sum(kinds[summed], result.kind, x.ndim, dim, like.dtype)
             continue
-        shape = like.shape if origin != level.args[level.lead].name else result.kind.shape(x.shape, dim)
+        shape = level.shape(place, given, dim)
         lies = _strides_of(result.kind, own, layout, x.shape, dim)
         values[f"make_{result.name}"] = compat_torch.allocator(shape, lies, like.dtype, x.device)
         if not x.numel() and 0 not in shape:
@@ -62,7 +65,7 @@ def bind(
         values["reduce"] = Run(plan.partials.reduce, kernels, x.device).__call__
     small = tuple([arg.name for arg in level.args if not arg.kind.full and tensors[arg.name] is not None])
     text = source(level, plan, tuple(values), small, tuple(zeros))
-    run: Callable[..., Any] = _factory(text, f"<{level.name}>")(**values)
+    run: Callable[..., Any] = _factory(text, f"<{level.name}, plan {zlib.crc32(text.encode()):08x}>")(**values)
     return on_device(x.device, run)
 
 

@@ -15,7 +15,8 @@ from ..core.checks import DTYPES
 from ..core.compat_torch import EXACT as EXACT_TYPES
 from ..core.compat_torch import apply_without_functorch, functional_tensor, is_exporting, is_transformed, untraced
 from ..core.compat_torch import is_plain_eager as is_ordinary
-from ..core.op import BACKWARD, Op
+from ..core.declare import BACKWARD
+from ..core.op import Op
 from ..formulas import FORMULAS, Approximate
 from ..functional import gelu
 from ..ops.bias_gelu import BIAS_GELU, PLAIN

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..core import compat_triton
-from ..core.declare import EXCHANGED, PLANE, VECTOR, WHOLE, Arg, Option, Tensors
+from ..core.declare import BACKWARD, DOUBLE_BACKWARD, EXCHANGED, FORWARD, PLANE, VECTOR, WHOLE, Arg, Option, Tensors
 from ..core.dispatch import Backend, Kernels, Support
-from ..core.op import BACKWARD, DOUBLE_BACKWARD, FORWARD, Op
+from ..core.op import Op
 from ..core.run import dense_strides
 from ..formulas import check_approximate
 from . import bias_gelu_transpose_plan
