@@ -16,7 +16,7 @@ from perf.static.machine.issue_order import Follower, Issued, Trips
 from perf.static.offline import Launched, disassembly, elf
 
 ENOUGH_RUNS = 200  # a loop has found its rhythm by then
-BETWEEN = 3  # programs that stand for all those between the ends of one axis of a grid
+BETWEEN = 32  # programs that stand for all those between the ends of one axis of a grid
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,17 @@ def count(launched: Launched, gpu: GPU) -> Counted:
     follower = Follower(code, threads)
     known: dict[Trips, Issued] = {}
 
-    def issued(program: tuple[int, int, int]) -> Issued:
-        planned = trips(launched, program)
+    def issued(planned: Trips) -> Issued:
         if planned not in known:
             known[planned] = follower.follow(planned)
         return known[planned]
 
-    times: Counter[int] = Counter()
+    alike: dict[Trips, int] = defaultdict(int)  # the programs that do the same
     for program, weight in sample(launched.grid):
-        for place, often in issued(program).times().items():
+        alike[trips(launched, program)] += weight
+    times: Counter[int] = Counter()
+    for planned, weight in alike.items():
+        for place, often in issued(planned).times().items():
             times[place] += often * weight * threads
     headings: Counter[str] = Counter()
     units: dict[str, float] = defaultdict(float)
@@ -76,7 +78,7 @@ def count(launched: Launched, gpu: GPU) -> Counted:
         raise Untraceable(f"{launched.name}: {stores} bytes have to be stored, and {stored} were found in the code")
     blocks = gpu.resident_blocks(code.registers, launched.shared, launched.num_warps)
     resident = min(blocks, -(-launched.programs // gpu.processors)) * launched.num_warps
-    middle = issued((launched.grid[0] // 2, launched.grid[1] // 2, launched.grid[2] // 2))
+    middle = issued(trips(launched, (launched.grid[0] // 2, launched.grid[1] // 2, launched.grid[2] // 2)))
     return Counted(
         launched=launched,
         code=code,
