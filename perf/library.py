@@ -20,7 +20,7 @@ from triton_gelu.__main__ import parse_dim, parse_shape
 from triton_gelu.core import checks, compat_triton
 from triton_gelu.core.dispatch import Backend
 from triton_gelu.core.op import Op
-from triton_gelu.core.targets import TARGETS
+from triton_gelu.core.targets import TARGETS, Datum, Target, key_of
 from triton_gelu.formulas import FORMULAS
 from triton_gelu.ops.bias_gelu import BIAS_GELU
 from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from perf.cases import Case
 
 __all__ = [
-    "DTYPES", "FORMULAS", "TARGETS", "call_by_kernels", "forget_drivers", "is_interpreted", "kernel_formulas",
-    "parse_dim", "parse_shape", "replaced", "triton_drives",
+    "DTYPES", "FORMULAS", "TARGETS", "Datum", "Target", "call_by_kernels", "forget_drivers", "is_interpreted",
+    "kernel_formulas", "key_of", "parse_dim", "parse_shape", "replaced", "triton_drives",
 ]  # fmt: skip
 
 DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: fp32, bf16, fp16
