@@ -9,10 +9,7 @@ from perf.libraries import LIBRARIES
 from perf.rows import TIME, Row
 from perf.show.table import as_markdown, duration, grouped, title
 
-ERRORS_OF = {
-    "eager": "torch",
-    "triton_gelu compiled": "torch.compile",
-}  # providers whose rows of errors have another name
+ERRORS_OF = {"eager": "torch"}  # a provider whose rows of errors have another name
 
 
 def render(rows: Sequence[Row]) -> str:
