@@ -72,12 +72,17 @@ def pairs(measured: Iterable[Row], static: Iterable[Row]) -> dict[str, list[Pair
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's: 1 where both have the same order."""
-    return statistics.correlation(first, second, method="ranked")
+    """Spearman's: 1 where both have the same order. Equal values share the mean of their ranks."""
+
+    def ranks(values: Sequence[float]) -> list[float]:
+        ordered = sorted(values)
+        return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
+
+    return statistics.correlation(ranks(first), ranks(second))
 
 
 def render(measured: Iterable[Row], static: Iterable[Row]) -> str:
-    """A table a GPU in Markdown, the shapes that took longest over their prediction first; empty if none was counted."""
+    """A table a GPU in Markdown, what took longest over its prediction first; empty if none was counted."""
     return "\n".join(part for device, mine in pairs(measured, static).items() for part in _of_gpu(device, mine))
 
 
@@ -89,7 +94,8 @@ def _of_gpu(device: str, mine: Sequence[Pair]) -> Iterable[str]:
         if len(some) > 2:
             least = [pair.least / pair.elements for pair in some]
             took = [(pair.row.value or 0.0) / pair.elements for pair in some]
-            yield f"{dtype}: rank correlation of both times an element {rank_correlation(least, took):.2f}, n = {len(some)}\n"
+            agreement = f"{rank_correlation(least, took):.2f} over {len(some)} kernels"
+            yield f"{dtype}: rank correlation of the predicted and the measured time of an element {agreement}.\n"
 
 
 def line(pair: Pair) -> Line:
