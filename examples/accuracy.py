@@ -1,6 +1,6 @@
 """What is left of GELU for negative inputs: PyTorch's formulas and ours against float64, for each number of bfloat16.
 
-    python examples/accuracy.py
+python examples/accuracy.py
 """
 
 from __future__ import annotations

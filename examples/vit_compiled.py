@@ -1,8 +1,8 @@
 """Train a vision transformer in a plain loop: `fuse`, then `torch.compile`.
 
-    pip install triton_gelu transformers
-    python examples/vit_compiled.py --checkpoint google/vit-base-patch16-224-in21k
-    python examples/vit_compiled.py --tiny      # random weights, on a CPU, no download
+pip install triton_gelu transformers
+python examples/vit_compiled.py --checkpoint google/vit-base-patch16-224-in21k
+python examples/vit_compiled.py --tiny      # random weights, on a CPU, no download
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a random model of two layers instead")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--backend", default="inductor", help="of torch.compile (default: %(default)s)")
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -42,7 +43,7 @@ def main() -> None:
     labels = torch.arange(args.batch, device=device) % 2
 
     print(triton_gelu.fuse(model, images))  # first fuse, which runs the model once, then compile
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend=args.backend)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     losses, start = [], 0.0

@@ -1,8 +1,8 @@
 """Fine-tune Whisper with the Trainer of Hugging Face: `fuse` is one line before it.
 
-    pip install triton_gelu transformers accelerate
-    python examples/whisper_trainer.py --checkpoint openai/whisper-small
-    python examples/whisper_trainer.py --tiny      # random weights, seconds on a CPU, no download
+pip install triton_gelu transformers accelerate
+python examples/whisper_trainer.py --checkpoint openai/whisper-small
+python examples/whisper_trainer.py --tiny      # random weights, seconds on a CPU, no download
 """
 
 from __future__ import annotations
