@@ -6,6 +6,8 @@ examples:
   python -m triton_gelu
   python -m triton_gelu --shape 8,1500,5120 --dtype bf16 --approximate none
   python -m triton_gelu --shape 8,1280,3000 --dim 1 --gpu h100
+  TRITON_GELU_BACKEND=torch python -m triton_gelu      how plain PyTorch is made to compute everything, for debugging
+  TRITON_GELU_BACKEND=kernels python -m triton_gelu    how what kernels do not compute is made to raise
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from . import __version__
-from .core import compat_triton, run
+from .core import compat_triton, dispatch, run
 from .core.matrices import matrices
 from .core.plan import Launch
 from .core.targets import TARGETS, Target, key_of
@@ -27,6 +29,11 @@ from .formulas import FORMULAS
 from .ops.bias_gelu import BIAS_GELU
 from .ops.bias_gelu_plan import backward_launches, forward_launch
 
+DEMANDED = {
+    None: f"the fastest that runs ({dispatch.SWITCH} is not set)",
+    dispatch.TORCH: f"plain PyTorch ({dispatch.SWITCH} is {dispatch.TORCH})",
+    dispatch.KERNELS: f"kernels, or an error ({dispatch.SWITCH} is {dispatch.KERNELS})",
+}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -56,11 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def versions() -> Iterator[str]:
-    """What is installed, a line each."""
+    """What is installed, a line each, and what the environment demands."""
     yield f"triton_gelu  {__version__}"
     yield f"torch        {torch.__version__} (CUDA {torch.version.cuda}, HIP {torch.version.hip})"
     yield f"triton       {importlib.metadata.version('triton') if compat_triton.triton else 'not installed'}"
     yield f"Python       {platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield f"backend      {DEMANDED[dispatch.demanded]}"
 
 
 def devices() -> list[torch.device]:
@@ -79,9 +87,20 @@ def device_line(device: torch.device) -> str:
     else:
         module = torch.get_device_module(device)
         name = module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
-    single, double = (BIAS_GELU.choose(torch.empty(0, device=device, dtype=t)) for t in (torch.float32, torch.float64))
-    also = "" if single.backend is double.backend else f"; float64: {double.backend.name}, since {double.reason}"
-    return f"{device!s:12} {name}\n{'':12} -> {single.backend.name}: {single.reason}{also}"
+    (single, why), (double, also) = (
+        chosen(torch.empty(0, device=device, dtype=t)) for t in (torch.float32, torch.float64)
+    )
+    rest = "" if single == double else f"; float64: {double}, since {also}"
+    return f"{device!s:12} {name}\n{'':12} -> {single}: {why}{rest}"
+
+
+def chosen(x: torch.Tensor) -> tuple[str, str]:
+    """The name of the backend that computes on tensors like x, and the reason of that choice."""
+    try:
+        choice = BIAS_GELU.choose(x)
+    except RuntimeError as error:
+        return "an error", str(error)
+    return choice.backend.name, choice.reason
 
 
 def targets(keys: Sequence[str] | None) -> dict[str, Target]:

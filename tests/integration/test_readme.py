@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from perf.rows import DATA, ROOT, Row, UserError, append_row, read_rows
-from perf.show import plot, readme
 
+plot, readme = (pytest.importorskip(f"perf.show.{name}") for name in ("plot", "readme"))
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SMALLER = {  # options that make a long command short, or only ask it for help
     "measure": ["--provider", "triton_gelu", "--seconds", "0", "--output", "{folder}/rows.jsonl"],

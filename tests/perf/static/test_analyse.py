@@ -13,7 +13,7 @@ import pytest
 
 from perf.__main__ import main
 from perf.rows import append_row, read_rows
-from perf.show import compare, plot_headroom
+from perf.show import compare
 from perf.static import metrics
 
 pytestmark = [pytest.mark.kernels, pytest.mark.xdist_group("analyse")]
@@ -108,6 +108,7 @@ def test_static_rows_say_that_nothing_ran(fresh: Path) -> None:
 
 
 def test_the_picture_of_headroom_says_that_nothing_ran(fresh: Path) -> None:
+    plot_headroom = pytest.importorskip("perf.show.plot_headroom")
     ((_, picture),) = plot_headroom.draw(read_rows(fresh))
     assert "nothing ran" in " ".join(text.get_text() for text in picture.texts)
     assert len(picture.axes) == len(GPUS)
