@@ -79,7 +79,7 @@ def _line(rows: Sequence[Row], library: float | None) -> list[str]:
         value(REGISTERS) + marks,
         value(WIDTH),
         value(BYTES, "{:.2f}".format),
-        _in_flight(found[IN_FLIGHT]),
+        held_of_goal(found[IN_FLIGHT]),
         value(PEAK_IN_FLIGHT, lambda most: f"{most / KIB:.0f}"),
         value(ROUNDS, "{:.3g}".format),
         _programs(found.get(PROGRAMS)),
@@ -90,7 +90,7 @@ def _line(rows: Sequence[Row], library: float | None) -> list[str]:
     ]
 
 
-def _in_flight(row: Row) -> str:
+def held_of_goal(row: Row) -> str:
     """KiB, and those that are the goal, which its note begins with."""
     held, needed = (row.value or 0.0) / KIB, float(row.note.partition(" ")[0]) / KIB
     return f"{held:.0f}/{needed:.0f}{'!' * (held < needed)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -12,10 +13,11 @@ from perf.static.gpus import GPU
 from perf.static.in_flight import InFlight, followed, streams, whole
 from perf.static.loop_counts import trips
 from perf.static.machine import amdgcn, sass
-from perf.static.machine.code import Code, Issued, Untraceable
+from perf.static.machine.code import Code, Untraceable
 from perf.static.machine.issue_order import Follower, Trips
 from perf.static.offline import Launched, disassembly, elf
 
+ALL = 8192  # programs that are looked at one by one: they may share out a sum unevenly
 BETWEEN = 3  # programs that stand for all those between the ends of one axis of a grid
 
 
@@ -56,17 +58,12 @@ def count(launched: Launched, gpu: GPU) -> Counted:
     """Follow the machine code of a launch over its grid."""
     code, threads = read(launched, gpu), launched.num_warps * gpu.warp
     follower = Follower(code, threads)
-    known: dict[Trips, Issued] = {}
-
-    def issued(program: tuple[int, int, int]) -> Issued:
-        planned = trips(launched, program)
-        if planned not in known:
-            known[planned] = follower.follow(planned)
-        return known[planned]
-
     times: Counter[int] = Counter()
+    planned: Counter[Trips] = Counter()
     for program, weight in sample(launched.grid):
-        for place, often in issued(program).times().items():
+        planned[trips(launched, program)] += weight
+    for each, weight in planned.items():
+        for place, often in follower.follow(each).times().items():
             times[place] += often * weight * threads
     headings: Counter[str] = Counter()
     units: dict[str, float] = defaultdict(float)
@@ -106,9 +103,12 @@ def read(launched: Launched, gpu: GPU) -> Code:
 
 
 def sample(grid: tuple[int, int, int]) -> Iterator[tuple[tuple[int, int, int], int]]:
-    """Places in a grid and the number of programs each stands for: the ends of an axis, and a few for all between."""
+    """Places in a grid and the number of programs each stands for: of many the ends of an axis, and a few between."""
     axes = []
     for size in grid:
+        if math.prod(grid) <= ALL:
+            axes.append([(place, 1) for place in range(size)])
+            continue
         inner = range(1, size - 1)
         few = min(BETWEEN, len(inner))
         shares = [inner[len(inner) * i // few : len(inner) * (i + 1) // few] for i in range(few)]
