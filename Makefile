@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n auto --dist loadgroup
 
-.PHONY: sweep gpu test test-all matrix lint clean
+.PHONY: sweep gpu test test-all matrix lint hub clean
 
 .venv/torch:
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,10 @@ PARALLEL := -n auto --dist loadgroup
 
 sweep: .venv/sweep
 	$(BIN)/python -m perf measure --set quick --plot
+
+# A folder to upload to the hub of Hugging Face's `kernels` as it is.
+hub: .venv/torch
+	$(BIN)/python hub/build.py --output dist/hub
 
 gpu: .venv/dev
 	$(BIN)/python -m perf gpu

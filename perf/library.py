@@ -21,7 +21,7 @@ from triton_gelu.__main__ import parse_dim, parse_shape
 from triton_gelu.core import checks, compat_triton
 from triton_gelu.core.dispatch import Backend
 from triton_gelu.core.op import Op
-from triton_gelu.core.targets import REPORTED, TARGETS
+from triton_gelu.core.targets import TARGETS, Datum, Target, key_of
 from triton_gelu.formulas import FORMULAS
 from triton_gelu.ops.bias_gelu import BIAS_GELU
 from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
@@ -30,19 +30,8 @@ if TYPE_CHECKING:
     from perf.cases import Case
 
 __all__ = [
-    "DTYPES",
-    "FORMULAS",
-    "PLANS",
-    "PLAN_VARIABLE",
-    "TARGETS",
-    "call_by_kernels",
-    "forget_drivers",
-    "gpu_reported_as",
-    "is_interpreted",
-    "kernel_formulas",
-    "parse_dim",
-    "parse_shape",
-    "replaced",
+    "DTYPES", "FORMULAS", "PLANS", "PLAN_VARIABLE", "TARGETS", "Datum", "Target", "call_by_kernels", "forget_drivers",
+    "gpu_reported_as", "is_interpreted", "kernel_formulas", "key_of", "parse_dim", "parse_shape", "replaced",
     "triton_drives",
 ]  # fmt: skip
 
@@ -105,7 +94,7 @@ def replaced(bias_gelu: Callable[..., Tensor], bias_gelu_transpose: Callable[...
 
 def gpu_reported_as(name: str) -> str:
     """The GPU of the table that a driver reports by this name, as rows of counts say it; empty if there is none."""
-    return next((key for key, pattern in REPORTED.items() if re.search(pattern, name)), "")
+    return next((key for key, target in TARGETS.items() if re.search(target.reported, name)), "")
 
 
 def is_interpreted() -> bool:

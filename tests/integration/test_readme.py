@@ -24,7 +24,7 @@ SMALLER = {  # options that make a long command short, or only ask it for help
     "readme": ["--check"],
     "saved": ["--help"],
     "calls": ["--help"],
-    "analyse": ["--target", "sm_90", "--provider", "triton_gelu"],
+    "analyse": ["--gpu", "h100", "--provider", "triton_gelu"],
 }
 README_LINES = 120
 ENOUGH_LINES = 10  # of the README, for a reader to see what it is, and an example

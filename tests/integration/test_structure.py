@@ -24,7 +24,7 @@ FLOORS = [  # each imports from those before it, and from its own
     {"ops"},
     {"functional"},
     {"modules"},
-    {"audio", "fuse"},
+    {"audio", "fuse", "hub_layers"},
     {"__init__", "__main__"},
 ]
 """The package's modules and folders: core knows PyTorch and Triton, formulas what GELU is, ops both."""
