@@ -249,7 +249,8 @@ def ratios(rows: Sequence[Row]) -> Iterator[str]:
 def asked(row: Row) -> str:
     """A case in words, but for its direction."""
     fresh = f", {FRESH}" if row.case.endswith(FRESH) else ""
-    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate].title}{fresh}"
+    alone = ", no bias" if row.dim is None else ""
+    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate].title}{alone}{fresh}"
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:
