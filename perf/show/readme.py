@@ -115,19 +115,25 @@ def committed(pattern: str) -> list[Row]:
 def static() -> Iterator[str]:
     """Headroom and instructions in bf16, ours and those of a plain kernel, a column a GPU."""
     rows = [row for row in committed("static.jsonl") if (row.case, row.dtype) == (WIDTH, "bfloat16")]
-    targets = [target for target in GPUS if any(row.device == target for row in rows)]
+    gpus = shown(rows)
     yield from markdown(
-        ["bf16, 16384 x 4096", *(GPUS[target].name.split()[0] for target in targets)],
+        ["bf16, 16384 x 4096", *map(str.upper, gpus)],
         [
-            [f"{FORMULAS[formula].title} {direction}", *(headroom_cell(mine, target) for target in targets)]
+            [f"{FORMULAS[formula].title} {direction}", *(headroom_cell(mine, gpu) for gpu in gpus)]
             for (formula, direction), mine in table.grouped(rows, lambda row: (row.approximate, row.direction)).items()
         ],
     )
 
 
-def headroom_cell(rows: Iterable[Row], target: str) -> str:
+def shown(rows: Iterable[Row]) -> list[str]:
+    """The GPUs that rows are of, in the order of the table."""
+    found = {row.device for row in rows}
+    return [gpu for gpu in GPUS if gpu in found]
+
+
+def headroom_cell(rows: Iterable[Row], gpu: str) -> str:
     """Our headroom and instructions an element, then the plain kernel's."""
-    mine = [row for row in rows if row.device == target]
+    mine = [row for row in rows if row.device == gpu]
     ours = {row.metric: row.value for row in mine if row.provider == LIBRARY}
     plain = {row.metric: row.value for row in mine if "flat index" in row.provider}
     return " / ".join(f"{each[HEADROOM]:.2f} ({each[INSTRUCTIONS]:.0f})" for each in (ours, plain) if each)
@@ -160,10 +166,11 @@ def compilers() -> Iterator[str]:
             line = found.setdefault(f"{FORMULAS[row.approximate].title} {row.direction}", {})
             line.setdefault(compare.version(row), {})[row.device] = f"{row.value:.2f}"
     versions = list(dict.fromkeys(version for line in found.values() for version in line))
+    gpus = shown(rows)
     yield from markdown(
-        [" / ".join(GPUS[target].name.split()[0] for target in GPUS), *(f"Triton {version}" for version in versions)],
+        [" / ".join(map(str.upper, gpus)), *(f"Triton {version}" for version in versions)],
         [
-            [name, *(" / ".join(line.get(version, {}).get(each, "") for each in GPUS) for version in versions)]
+            [name, *(" / ".join(line.get(version, {}).get(each, "") for each in gpus) for version in versions)]
             for name, line in found.items()
         ],
     )

@@ -43,7 +43,7 @@ def render(rows: Sequence[Row]) -> str:
         library = {_case(row): row.value for row in group if row.provider == LIBRARY and row.metric == LEAST_TIME}
         lines = grouped(group, lambda row: (_case(row), row.provider))
         body = [_line(mine, library.get(case)) for (case, _), mine in lines.items()]
-        parts.append(as_text(f"{device} ({GPUS[device].name}), {direction}", HEAD, body))
+        parts.append(as_text(f"{GPUS[device].name} ({GPUS[device].target.architecture}), {direction}", HEAD, body))
     failed = [row for row in rows if row.status == "failed"]
     return "\n".join([*parts, *(f"failed: {row.case}, {row.provider}, {row.device}: {row.note}" for row in failed)])
 

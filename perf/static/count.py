@@ -68,7 +68,7 @@ def count(launched: Launched, gpu: GPU) -> Counted:
         instruction = code.instructions[place]
         headings[code.isa.heading(instruction)] += often
         for unit, lanes in code.isa.busy(instruction).items():
-            units[gpu.does.get(unit, unit)] += often * lanes
+            units[gpu.chip.does.get(unit, unit)] += often * lanes
         if (access := code.accesses[place])[0]:
             accesses[access] += often
     loads, stores = traffic(launched)
@@ -93,7 +93,7 @@ def count(launched: Launched, gpu: GPU) -> Counted:
 
 def read(launched: Launched, gpu: GPU) -> Code:
     """The machine code of a launch."""
-    if gpu.vendor == "AMD":
+    if gpu.chip.vendor == "AMD":
         return amdgcn.code(launched.asm["amdgcn"])
     return sass.code(disassembly(launched), elf(launched))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from perf.cases import Case
 from perf.static.count import Counted
+from perf.static.goals import goal
 from perf.static.gpus import GPU
 
 LIBRARY = "triton_gelu"  # the provider; the others are comparison kernels
@@ -50,8 +51,8 @@ def call_metrics(case: Case, counted: Sequence[Counted], gpu: GPU) -> Iterator[M
     for each in counted:
         headings.update(each.headings)
     moved = sum(each.loads + each.stores for each in counted)
-    memory = moved / gpu.bandwidth.value
-    seconds = {unit: sum(each.units.get(unit, 0) for each in counted) / gpu.per_second(unit) for unit in gpu.lanes}
+    memory = moved / gpu.bandwidth
+    seconds = {unit: sum(each.units.get(unit, 0) for each in counted) / gpu.per_second(unit) for unit in gpu.chip.lanes}
     binding = max(seconds, key=lambda unit: seconds[unit])
     main = max(counted, key=lambda each: each.loads + each.stores)
 
@@ -76,7 +77,7 @@ def call_metrics(case: Case, counted: Sequence[Counted], gpu: GPU) -> Iterator[M
     yield Metric(SHARED, "bytes per block", main.launched.shared)
     yield Metric(WARPS, "per processor", main.resident_warps)
     yield Metric(PARTED, "branches", sum(each.parted for each in counted))
-    needed = f"{gpu.bytes_in_flight(main.loads / (main.loads + main.stores)):.0f} hide {gpu.latency.value * 1e9:.0f} ns"
+    needed = f"{goal(gpu, case).in_flight:.0f} are the goal"
     yield Metric(IN_FLIGHT, "bytes per processor", main.in_flight, needed)
     grids = ", ".join(f"{each.launched.name} {'x'.join(map(str, each.launched.grid))}" for each in counted)
     yield Metric(LAUNCHES, "launches", len(counted), grids)

@@ -55,7 +55,7 @@ class InstructionSet(Protocol):
         """What an instruction is counted as, for people to read."""
 
     def busy(self, instruction: Instruction) -> Mapping[str, float]:
-        """Lanes of each unit (the names of `GPU.lanes` and `GPU.does`) that one thread's instruction takes."""
+        """Lanes of each unit (as `Architecture.lanes` and `does` name them) that one thread's instruction takes."""
 
     def access(self, instruction: Instruction) -> tuple[str, int]:
         """ "load" or "store" (global), "shared", "spill" or "", and the bytes a thread moves."""

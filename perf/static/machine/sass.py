@@ -30,7 +30,7 @@ _SPACES = {
 _HEADINGS = {
     "fma": "FFMA FMUL FADD FFMA2 FMUL2 FADD2 FSWZADD FHADD FHFMA FHMUL HFMA2 HADD2 HMUL2 HMNMX2 HSET2 HSETP2 DADD DFMA",
     "alu": "FMNMX FMNMX3 FSEL FSET FSETP FCHK LOP3 PLOP3 PRMT SEL SHF SHL SHR MOV CS2R VOTE P2R R2P BMSK",
-    "integer": "IADD3 IMAD LEA ISETP IMNMX VIADD VIADDMNMX VIMNMX VIMNMX3 IABS SGXT POPC FLO BREV IDP",
+    "integer": "IADD IADD3 IMAD LEA ISETP IMNMX VIADD VIADDMNMX VIMNMX VIMNMX3 IABS SGXT POPC FLO BREV IDP",
     "mufu": "MUFU",
     "conversion": "F2F F2FP F2I F2IP I2F I2FP I2IP FRND",
     "memory": "LDG STG LDS STS LDL STL LD ST LDC LDSM STSM LDGSTS ATOM ATOMG ATOMS RED SHFL S2R",
@@ -176,7 +176,7 @@ def _width(instruction: Instruction) -> int:
     name, *modifiers = instruction.opcode.split(".")
     if name in _IN_PAIRS or (name == "CS2R" and "32" not in modifiers):
         return 2
-    if "WIDE" in modifiers:
+    if "WIDE" in modifiers or (name in ("IADD", "MOV") and "64" in modifiers):
         return 2
     loads = name.startswith(("LD", "ULDC", "S2"))
     return max(1, next((_BYTES[each] // 4 for each in modifiers if each in _BYTES), 1)) if loads else 1
