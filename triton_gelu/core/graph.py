@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .declare import Level, Tensors, empty_results
+from .declare import Level, Tensors, empty_results, half
 from .plan import PARTIALS
 from .run import Planner, dense, device_target
 
@@ -34,7 +34,7 @@ def record(level: Level, planner: Planner, kernels: Any, dim: int, given: Sequen
     for arg in level.args:
         tensor = tensors[arg.name]
         if arg.name in plan.dense:
-            tensors[arg.name] = dense(tensor, layout)
+            tensors[arg.name] = dense(tensor, torch.empty_like(half(x, dim)).stride() if arg.kind.halved else layout)
         elif tensor is not None and not arg.kind.full:
             tensors[arg.name] = tensor.contiguous()
     tensors |= results

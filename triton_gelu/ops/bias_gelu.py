@@ -21,12 +21,12 @@ from ..core.dispatch import Backend, Kernels, cpu_support
 from ..core.op import Op
 from ..formulas import FORMULAS, Normal, check_approximate
 from ..formulas import plain as formulas
-from . import bias_gelu_cpu, bias_gelu_plan
+from . import bias_gelu_cpu, bias_gelu_plan, vectors
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in x's dtype; arithmetic in fp32, or fp64 for fp64 x."""
-    return _value(_sum(x, bias, dim), approximate).to(x.dtype)
+    return value(vectors.add(x, bias, dim), approximate).to(x.dtype)
 
 
 def backward(
@@ -34,9 +34,10 @@ def backward(
 ) -> Tensors:
     """dx and dbias, each if it is needed."""
     needs_x, needs_bias = needs
-    u = _sum(x, bias, dim)
-    du = _slope(dy.to(u.dtype), u, approximate)
-    return du.to(x.dtype) if needs_x else None, _reduce(du, bias, dim) if needs_bias else None
+    u = vectors.add(x, bias, dim)
+    du = slope(dy.to(u.dtype), u, approximate)
+    dbias = vectors.total(du, bias, dim) if needs_bias and bias is not None else None
+    return du.to(x.dtype) if needs_x else None, dbias
 
 
 def double_backward(
@@ -50,53 +51,39 @@ def double_backward(
     needs: tuple[bool, bool, bool],
 ) -> Tensors:
     """The gradients of `backward` for dy, x and bias, where those of dx and dbias are ddx and ddbias (None: zero)."""
-    u = _sum(x, bias, dim)
-    v = _sum(torch.zeros_like(u) if ddx is None else ddx.to(u.dtype), ddbias, dim)
-    du = _bend(v * dy, u, approximate)
+    u = vectors.add(x, bias, dim)
+    v = vectors.add(torch.zeros_like(u) if ddx is None else ddx.to(u.dtype), ddbias, dim)
+    du = bend(v * dy, u, approximate)
     return (
-        _slope(v, u, approximate).to(dy.dtype) if needs[0] else None,
+        slope(v, u, approximate).to(dy.dtype) if needs[0] else None,
         du.to(x.dtype) if needs[1] else None,
-        _reduce(du, bias, dim) if needs[2] else None,
+        vectors.total(du, bias, dim) if needs[2] and bias is not None else None,
     )
 
 
 def standard(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in standard operators: what an exported graph holds."""
-    u = x if bias is None else x + _column(bias, x, dim)
+    u = x if bias is None else x + vectors.column(bias, x, dim)
     return FORMULAS[approximate].standard(u).to(x.dtype)
 
 
-def _sum(x: Tensor, bias: Tensor | None, dim: int) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return x.to(wide) if bias is None else x.to(wide) + _column(bias.to(wide), x, dim)
-
-
-def _column(bias: Tensor, x: Tensor, dim: int) -> Tensor:
-    return bias.view(-1, *[1] * (x.ndim - dim - 1))
-
-
-def _reduce(du: Tensor, bias: Tensor | None, dim: int) -> Tensor | None:
-    if bias is None:
-        return None
-    others = [d for d in range(du.ndim) if d != dim]
-    return (du.sum(others) if others else du.clone()).to(bias.dtype)  # a clone: dx must not be the same tensor
-
-
-def _value(u: Tensor, approximate: str) -> Tensor:
+def value(u: Tensor, approximate: str) -> Tensor:
+    """gelu(u)."""
     # These refuse functions with a forward mode, and differentiate formulas.
     if torch.compiler.is_dynamo_compiling() or compat_torch.is_functionalized():
         erfc = isinstance(FORMULAS[approximate].gate, Normal)
         return u * (torch.erfc(u * -math.sqrt(0.5)) * 0.5) if erfc else formulas.gelu(u, approximate)
-    value: Tensor = _Value.apply(u, approximate)
-    return value
+    y: Tensor = _Value.apply(u, approximate)
+    return y
 
 
-def _slope(v: Tensor, u: Tensor, approximate: str) -> Tensor:
-    slope: Tensor = _Slope.apply(v, u, approximate)
-    return slope
+def slope(v: Tensor, u: Tensor, approximate: str) -> Tensor:
+    """v gelu'(u)."""
+    du: Tensor = _Slope.apply(v, u, approximate)
+    return du
 
 
-def _bend(v: Tensor, u: Tensor, approximate: str) -> Tensor:
+def bend(v: Tensor, u: Tensor, approximate: str) -> Tensor:
     """v gelu''(u): smooth as it is written."""
     return v * formulas.d2gelu(u, approximate)
 
@@ -118,16 +105,16 @@ class _Value(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (u,) = ctx.saved_tensors
-        return _slope(dy, u, ctx.approximate), None
+        return slope(dy, u, ctx.approximate), None
 
     @staticmethod
     def jvp(ctx: Any, du: Tensor, _: None) -> Tensor:
         (u,) = ctx.saved_tensors
-        return _slope(du, u, ctx.approximate)
+        return slope(du, u, ctx.approximate)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None], u: Tensor, approximate: str) -> tuple[Tensor, int]:
-        return _value(u, approximate), in_dims[0]
+        return value(u, approximate), in_dims[0]
 
 
 class _Slope(Function):
@@ -151,12 +138,12 @@ class _Slope(Function):
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor, Tensor, None]:
         v, u = ctx.saved_tensors
-        return _slope(w, u, ctx.approximate), _bend(w * v, u, ctx.approximate), None
+        return slope(w, u, ctx.approximate), bend(w * v, u, ctx.approximate), None
 
     @staticmethod
     def jvp(ctx: Any, dv: Tensor, du: Tensor, _: None) -> Tensor:
         v, u = ctx.saved_tensors
-        return _slope(dv, u, ctx.approximate) + _bend(du * v, u, ctx.approximate)
+        return slope(dv, u, ctx.approximate) + bend(du * v, u, ctx.approximate)
 
     @staticmethod
     def vmap(
@@ -166,7 +153,7 @@ class _Slope(Function):
             t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
             for t, d in zip((v, u), in_dims[:2], strict=True)
         )
-        return _slope(v, u, approximate), 0
+        return slope(v, u, approximate), 0
 
 
 def _faster_than_plain(u: Tensor, *others: Tensor) -> Backend | None:
