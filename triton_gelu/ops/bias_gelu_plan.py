@@ -38,6 +38,7 @@ ACCESSES = 4  # of each thread in a forward tile, or more: all are asked for at 
 GRID_FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
 SHARE, SHARE_OF_LARGE = 0.1, 0.025  # most of the traffic of a backward pass that partial sums may take
 LARGE = 2**25  # bytes of a tensor: from here on a share is what the memory takes
+FEW = 108  # terms: SHARE_OF_LARGE shares no sum of 16-bit numbers that has fewer
 FULL = 0.9  # of the places that programs may have at once: a backward pass is one wave, and fills it so far
 NARROWEST = 128  # bytes of a row that a tile has at least: whole lines of the cache
 
@@ -263,11 +264,17 @@ def _filled(tiles: int, places: int) -> float:
 def partial_share(matrices: Matrices, itemsize: int) -> float:
     """The most of its traffic that a backward pass may spend on partial sums.
 
-    In a small call, most of whose traffic is that of caches, it is worth more to have all processors at work.
+    In a small call, most of whose traffic is that of caches, it is worth more to have all processors at work; but no
+    second launch, if few terms have one sum.
     """
+    asked: float | None = in_flight.overrides()["backward"].get("share")
+    if asked is not None:
+        return asked
     size = matrices.batch * matrices.rows * matrices.cols * itemsize
-    share: float = in_flight.overrides()["backward"].get("share", 0.0)
-    return share or (SHARE_OF_LARGE if not isinstance(size, int) or size >= LARGE else SHARE)
+    terms = matrices.batch * (matrices.cols if matrices.bias == "rows" else matrices.rows)
+    if not isinstance(size, int) or size >= LARGE or (size < LARGE // 2 and terms < FEW):
+        return SHARE_OF_LARGE
+    return SHARE
 
 
 def partial_sums(batch: int, length: int, step: int, wanted: int, itemsize: int, share: float) -> PartialSums:
