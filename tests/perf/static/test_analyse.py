@@ -168,7 +168,7 @@ def missed(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         assert row.value is not None
         case, least = WITH_GOALS.get((row.case, row.shape, row.approximate, row.direction)), 0.0
-        if row.metric == metrics.IN_FLIGHT:
+        if row.metric in (metrics.IN_FLIGHT, metrics.AVERAGE_IN_FLIGHT):
             least = float(row.note.partition(" ")[0])
         elif row.metric == metrics.SMALL_PROGRAMS and row.device != "mi300x":
             least = goals.LEAST_PROGRAMS
