@@ -52,6 +52,7 @@ SITES = {  # what a user has: the static case that stands for it
     "convolution, GELU": "3000 frames",
     "convolution, GELU, transposition, position (the stem of Whisper)": "stem, 1500 frames",
 }
+VERSIONS, RECORDED = ("torch", "triton", "python"), "versions.jsonl"
 RATIOS = (("triton_gelu", "eager"), ("triton_gelu compiled", "torch.compile"))
 
 
@@ -249,7 +250,25 @@ def ratios(rows: Sequence[Row]) -> Iterator[str]:
 def asked(row: Row) -> str:
     """A case in words, but for its direction."""
     fresh = f", {FRESH}" if row.case.endswith(FRESH) else ""
-    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate].title}{fresh}"
+    alone = ", no bias" if row.dim is None else ""
+    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate].title}{alone}{fresh}"
+
+
+def versions() -> Iterator[str]:
+    """The versions that the whole suite passed on, the newest PyTorch first; of several rows of the same, the last."""
+    rows = {tuple(row.versions.get(name, "none") for name in VERSIONS): row for row in read_rows(DATA / RECORDED)}
+    if not rows:
+        yield "Nothing is recorded yet."
+        return
+    numbers = {key: [int(part) for part in re.findall(r"\d+", key[0])[:3]] for key in rows}
+    yield from markdown(
+        ["PyTorch", "Triton", "Python", "kernels", "tests passed", "commit"],
+        [
+            [*key, row.device if row.backend == KERNEL_BACKEND else row.backend, f"{row.value:g}", row.commit]
+            for key, row in sorted(rows.items(), key=lambda item: numbers[item[0]], reverse=True)
+            if row.status == "ok"
+        ],
+    )
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -259,6 +278,6 @@ def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str
 
 
 BLOCKS: Mapping[str, Callable[[], Iterator[str]]] = {
-    "traffic": traffic, "static": static, "in_flight": in_flight, "compilers": compilers,
-    "errors": errors, "cpu": cpu, "gpu": gpu,
+    "traffic": traffic, "static": static, "in_flight": in_flight, "compilers": compilers, "errors": errors,
+    "cpu": cpu, "gpu": gpu, "versions": versions,
 }  # fmt: skip
