@@ -13,6 +13,22 @@ from ..functional import Activated, Approximate, bias_geglu, bias_gelu, check_ac
 from .untouched import is_untouched, product_and_bias
 
 
+def _geglu(
+    layer: nn.Module, product: Tensor, bias: Tensor | None, activated: Activated, approximate: Approximate
+) -> Tensor:
+    """The gated GELU of what a layer gave; raises where that is a part, as of one that is sharded by its features.
+
+    The halves of such a part are not those of the whole.
+    """
+    features = getattr(layer, "out_features", product.shape[-1])
+    if product.shape[-1] != features:
+        raise ValueError(
+            f"a gated GELU needs all {features} features of {type(layer).__name__}, got {product.shape[-1]}:"
+            " where it is sharded by them, let it return a DTensor, use_local_output=False"
+        )
+    return bias_geglu(product, bias, activated=activated, approximate=approximate)
+
+
 class GEGLU(nn.Module):
     """GELU of one half of a linear map times the other half: with `a, b = proj(x).chunk(2, -1)`, `a * gelu(b)`.
 
@@ -27,7 +43,7 @@ class GEGLU(nn.Module):
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: activated or approximate is unknown.
+        ValueError: activated or approximate is unknown; or, when it is called, proj returns a shard of its features.
     """
 
     def __init__(
@@ -50,7 +66,7 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         product, bias = product_and_bias(self.proj, nn.Linear, x)
-        return bias_geglu(product, bias, activated=self.activated, approximate=self.approximate)
+        return _geglu(self.proj, product, bias, self.activated, self.approximate)
 
     def extra_repr(self) -> str:
         return f"activated={self.activated!r}, approximate={self.approximate!r}"
@@ -76,7 +92,7 @@ class MLP(nn.Module):
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: approximate or gated is unknown.
+        ValueError: approximate or gated is unknown; or, when it is called, a gated fc1 returns a shard of its features.
     """
 
     def __init__(
@@ -118,7 +134,7 @@ class MLP(nn.Module):
         if self.gated is None:
             y = bias_gelu(product, bias, approximate=self.approximate)
         else:
-            y = bias_geglu(product, bias, activated=self.gated, approximate=self.approximate)
+            y = _geglu(self.fc1, product, bias, self.gated, self.approximate)
         z: Tensor = nn.functional.linear(y, *parameters) if parameters else self.fc2(y)
         return z
 
