@@ -1,4 +1,4 @@
-"""What `make hub` builds, loaded from a folder by Hugging Face's `kernels`: next to this package, into their models."""
+"""What `make hub` builds, loaded by `kernels` of Hugging Face from a folder: next to this package, into models."""
 
 from __future__ import annotations
 
