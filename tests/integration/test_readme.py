@@ -24,6 +24,7 @@ SMALLER = {  # options that make a long command short, or only ask it for help
     "readme": ["--check"],
     "saved": ["--help"],
     "calls": ["--help"],
+    "gpu": ["--help"],
     "analyse": ["--gpu", "h100", "--provider", "triton_gelu"],
 }
 README_LINES = 120
