@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from .formulas import FORMULAS, Approximate, check_approximate
-from .ops.bias_geglu import BIAS_GEGLU, Activated, check_activated
+from .ops.bias_geglu import BIAS_GEGLU
 from .ops.bias_gelu import BIAS_GELU
 from .ops.bias_gelu_mul import BIAS_GELU_MUL
 from .ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
+from .ops.halves import Activated, check_activated
 
 __all__ = [
     "FORMULAS",

@@ -6,6 +6,7 @@ nothing ever waiting. So a measured time is above it; the question is by how muc
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,10 +31,7 @@ class Pair:
 
     @property
     def elements(self) -> int:
-        count = 1
-        for size in self.row.shape:
-            count *= size
-        return count
+        return math.prod(self.row.shape)
 
     @property
     def least(self) -> float:
@@ -72,12 +70,14 @@ def pairs(measured: Iterable[Row], static: Iterable[Row]) -> dict[str, list[Pair
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's: 1 where both have the same order. Equal values share the mean of their ranks."""
+    """Spearman's: 1 where both have the same order, not a number where one has none. Equal values share a rank."""
 
     def ranks(values: Sequence[float]) -> list[float]:
         ordered = sorted(values)
         return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
 
+    if min(len(set(first)), len(set(second))) < 2:
+        return math.nan
     return statistics.correlation(ranks(first), ranks(second))
 
 

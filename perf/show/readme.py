@@ -23,10 +23,10 @@ from perf.accuracy import ulp_errors
 from perf.cases import FRESH, Case
 from perf.library import DTYPES, FORMULAS
 from perf.rows import DATA, KERNEL_BACKEND, RATIO, ROOT, Row, UserError, latest_rows, read_rows
-from perf.show import compare, plot, table
+from perf.show import compare, plot, table, table_static
 from perf.static import saved
 from perf.static.gpus import GPUS
-from perf.static.metrics import BYTES, HEADROOM, INSTRUCTIONS, LIBRARY
+from perf.static.metrics import BYTES, HEADROOM, IN_FLIGHT, INSTRUCTIONS, LIBRARY, SMALL_PROGRAMS
 
 README = ROOT / "README.md"
 DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -157,6 +157,22 @@ def traffic() -> Iterator[str]:
     yield from markdown(["bytes an element, forward / backward", "PyTorch, eager", LIBRARY], body)
 
 
+def in_flight() -> Iterator[str]:
+    """KiB in flight of the goal, and programs a processor at 16 MB: ours in bf16, a line a case, a column a GPU."""
+    rows = [row for row in committed("static.jsonl") if (row.dtype, row.provider) == ("bfloat16", LIBRARY)]
+    rows = [row for row in rows if row.metric in (IN_FLIGHT, SMALL_PROGRAMS)]
+    gpus = shown(rows)
+    body = []
+    for (case, formula, way), mine in table.grouped(
+        rows, lambda row: (row.case, row.approximate, row.direction)
+    ).items():
+        found = {(row.device, row.metric): row for row in mine}
+        pairs = [(found.get((gpu, IN_FLIGHT)), found.get((gpu, SMALL_PROGRAMS))) for gpu in gpus]
+        cells = [f"{table_static.held_of_goal(held)}, {few.value:.1f}" if held and few else "" for held, few in pairs]
+        body.append([f"{case}, {FORMULAS[formula].title} {way}", *cells])
+    yield from markdown(["KiB in flight of the goal, programs at 16 MB", *map(str.upper, gpus)], body)
+
+
 def compilers() -> Iterator[str]:
     """Our headroom in bf16 on every GPU, a column a compiler."""
     rows = [row for name in ("static.jsonl", "compilers.jsonl") for row in read_rows(DATA / name)]
@@ -234,7 +250,8 @@ def ratios(rows: Sequence[Row]) -> Iterator[str]:
 def asked(row: Row) -> str:
     """A case in words, but for its direction."""
     fresh = f", {FRESH}" if row.case.endswith(FRESH) else ""
-    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate].title}{fresh}"
+    alone = ", no bias" if row.dim is None else ""
+    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate].title}{alone}{fresh}"
 
 
 def versions() -> Iterator[str]:
@@ -261,6 +278,6 @@ def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str
 
 
 BLOCKS: Mapping[str, Callable[[], Iterator[str]]] = {
-    "traffic": traffic, "static": static, "compilers": compilers, "errors": errors, "cpu": cpu, "gpu": gpu,
-    "versions": versions,
+    "traffic": traffic, "static": static, "in_flight": in_flight, "compilers": compilers, "errors": errors,
+    "cpu": cpu, "gpu": gpu, "versions": versions,
 }  # fmt: skip

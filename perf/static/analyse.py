@@ -31,7 +31,7 @@ from perf.compat_tqdm import progress
 from perf.library import FORMULAS, call_by_kernels
 from perf.rows import OFFLINE, Row, UserError, append_row, context, make_writable
 from perf.show.table_static import render
-from perf.static import comparisons
+from perf.static import comparisons, goals
 from perf.static.count import Counted, count
 from perf.static.gpus import GPUS, SHOWN
 from perf.static.machine.code import Untraceable
@@ -68,7 +68,14 @@ def baseline() -> tuple[Case, ...]:
     )
 
 
-SETS = {"budget": budget, "baseline": baseline}
+def with_goals() -> tuple[Case, ...]:
+    """What `goals` has goals of its own for: whole rows and parts of rows, long and short ones."""
+    widths = (WIDE, Case("width 5120", (16384, 5120)), ODD[0])
+    shapes = (*widths, replace(FRAMES[0], shape=(8, 1280, 3000)), FRAMES[1])
+    return product(shapes, dtypes=HALVES[:1], approximates=("tanh", "none"), directions=DIRECTIONS)
+
+
+SETS = {"budget": budget, "baseline": baseline, "goals": with_goals}
 
 
 BLANK = Row("static", "", (), None, "", "", "forward", "", "", "", None, status="skipped", backend=OFFLINE)
@@ -153,7 +160,9 @@ def answer(question: Question, dump: Path | None = None) -> list[Row]:
     gpu = GPUS[question.gpu]
     blank = replace(BLANK, **question.fields(), **context())
     try:
-        counted = [count(each, gpu) for each in launches(gpu, subjects(question.case)[question.provider])]
+        calls = [subjects(case)[question.provider] for case in (question.case, goals.small(question.case))]
+        launched, small = (launches(gpu, call) for call in calls)
+        counted = [count(each, gpu) for each in launched]
     except (Untraceable, triton.CompilationError) as problem:
         return [replace(blank, status="failed", note=str(problem))]
     if dump:
@@ -163,7 +172,7 @@ def answer(question: Question, dump: Path | None = None) -> list[Row]:
     blank = replace(blank, versions={**blank.versions, "fp_fusion": fp_fusion})
     return [
         replace(blank, metric=each.metric, unit=each.unit, value=each.value, note=each.note, status="ok")
-        for each in call_metrics(question.case, counted, gpu)
+        for each in call_metrics(question.case, counted, gpu, small)
     ]
 
 

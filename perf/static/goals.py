@@ -6,8 +6,9 @@ element-wise kernels. For other GPUs it is derived from those by bandwidth (Litt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perf.cases import Case
 from perf.library import Datum
@@ -37,7 +38,7 @@ WIDE, FRAMES = "width 4096", "1500 frames"
 WIDE_EXACT_HEADROOM = {"h200": 1.5}  # backward, where rows are long
 FRAMES_TANH_KIB = {"b200": 56}  # backward: 64 takes spills
 SMALL_BYTES = 2**24  # of x: where launches are too short for a GPU, if programs are few
-SMALL_PROGRAMS = 4.0  # a processor, there
+LEAST_PROGRAMS = 4.0  # a processor, there
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,15 @@ def published(gpu: GPU) -> Datum:
         return found
     least = gpu.bandwidth / gpu.processors * LATENCY.value
     return Datum(least, f"bandwidth a processor x {LATENCY.value * 1e6:g} us: {LATENCY.source}", "derived")
+
+
+def small(case: Case) -> Case:
+    """The same layout with `SMALL_BYTES` in x, as nearly as its first dimension allows, but none along the bias."""
+    _, *others = case.shape
+    if not others or (case.dim is not None and case.dim % len(case.shape) == 0):
+        return case
+    least = math.prod(others) * case.torch_dtype.itemsize
+    return replace(case, shape=(max(round(SMALL_BYTES / least), 1), *others))
 
 
 def goal(gpu: GPU, case: Case) -> Goal:

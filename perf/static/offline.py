@@ -130,7 +130,7 @@ def disassembly(launched: Launched) -> str:
     if "amdgcn" in launched.asm:
         return str(launched.asm["amdgcn"])
     with _as_file(launched.asm["cubin"]) as path:
-        return _run(triton.knobs.nvidia.nvdisasm.path, "-c", "-ndf", str(path))
+        return _run(triton.knobs.nvidia.nvdisasm.path, "-c", "-ndf", "-hex", str(path))
 
 
 def elf(launched: Launched) -> str:

@@ -216,6 +216,9 @@ class Shift:
             else:
                 for wanted in sorted(step.answers - answered, key=str):
                     self.append(unanswered(wanted, self.machine, "failed", str(lost)))
+        except BaseException:
+            self.is_over = True  # before the next step is begun
+            raise
         self.give(step, worker)
 
     def asked(self, worker: Worker, step: Step, limit_s: float) -> Iterable[Row]:
