@@ -22,6 +22,7 @@ from triton_gelu.core.dispatch import Backend
 from triton_gelu.core.op import Op
 from triton_gelu.core.targets import TARGETS
 from triton_gelu.formulas import FORMULAS
+from triton_gelu.formulas.polynomials import EXACT
 from triton_gelu.ops.bias_gelu import BIAS_GELU
 from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from perf.cases import Case
 
 __all__ = [
-    "DTYPES", "FORMULAS", "TARGETS", "call_by_kernels", "forget_drivers", "is_interpreted", "kernel_formulas",
+    "DTYPES", "EXACT", "FORMULAS", "TARGETS", "call_by_kernels", "forget_drivers", "is_interpreted", "kernel_formulas",
     "parse_dim", "parse_shape", "replaced", "triton_drives",
 ]  # fmt: skip
 

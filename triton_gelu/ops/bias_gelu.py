@@ -21,12 +21,13 @@ from ..core.dispatch import Backend, Kernels, cpu_support
 from ..core.op import Op
 from ..formulas import FORMULAS, Normal, check_approximate
 from ..formulas import plain as formulas
-from . import bias_gelu_cpu, bias_gelu_plan
+from . import bias_gelu_cpu, bias_gelu_plan, vectors
+from .bias_gelu_compiled import COMPILED
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in x's dtype; arithmetic in fp32, or fp64 for fp64 x."""
-    return _value(_sum(x, bias, dim), approximate).to(x.dtype)
+    return _value(vectors.add(x, bias, dim), approximate).to(x.dtype)
 
 
 def backward(
@@ -34,9 +35,10 @@ def backward(
 ) -> Tensors:
     """dx and dbias, each if it is needed."""
     needs_x, needs_bias = needs
-    u = _sum(x, bias, dim)
+    u = vectors.add(x, bias, dim)
     du = _slope(dy.to(u.dtype), u, approximate)
-    return du.to(x.dtype) if needs_x else None, _reduce(du, bias, dim) if needs_bias else None
+    dbias = vectors.total(du, bias, dim) if needs_bias and bias is not None else None
+    return du.to(x.dtype) if needs_x else None, dbias
 
 
 def double_backward(
@@ -50,36 +52,20 @@ def double_backward(
     needs: tuple[bool, bool, bool],
 ) -> Tensors:
     """The gradients of `backward` for dy, x and bias, where those of dx and dbias are ddx and ddbias (None: zero)."""
-    u = _sum(x, bias, dim)
-    v = _sum(torch.zeros_like(u) if ddx is None else ddx.to(u.dtype), ddbias, dim)
+    u = vectors.add(x, bias, dim)
+    v = vectors.add(torch.zeros_like(u) if ddx is None else ddx.to(u.dtype), ddbias, dim)
     du = _bend(v * dy, u, approximate)
     return (
         _slope(v, u, approximate).to(dy.dtype) if needs[0] else None,
         du.to(x.dtype) if needs[1] else None,
-        _reduce(du, bias, dim) if needs[2] else None,
+        vectors.total(du, bias, dim) if needs[2] and bias is not None else None,
     )
 
 
 def standard(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in standard operators: what an exported graph holds."""
-    u = x if bias is None else x + _column(bias, x, dim)
+    u = x if bias is None else x + vectors.column(bias, x, dim)
     return FORMULAS[approximate].standard(u).to(x.dtype)
-
-
-def _sum(x: Tensor, bias: Tensor | None, dim: int) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return x.to(wide) if bias is None else x.to(wide) + _column(bias.to(wide), x, dim)
-
-
-def _column(bias: Tensor, x: Tensor, dim: int) -> Tensor:
-    return bias.view(-1, *[1] * (x.ndim - dim - 1))
-
-
-def _reduce(du: Tensor, bias: Tensor | None, dim: int) -> Tensor | None:
-    if bias is None:
-        return None
-    others = [d for d in range(du.ndim) if d != dim]
-    return (du.sum(others) if others else du.clone()).to(bias.dtype)  # a clone: dx must not be the same tensor
 
 
 def _value(u: Tensor, approximate: str) -> Tensor:
@@ -201,6 +187,7 @@ BIAS_GELU = Op(
     ),
     backends=[CPU],
     plain=PLAIN,
+    graph=COMPILED,
     standard=standard,
 )
 """gelu(x + bias), its backward and double backward: see `triton_gelu.bias_gelu`."""
