@@ -1,14 +1,28 @@
-"""The public functions: bias_gelu, gelu, bias_gelu_transpose."""
+"""The public functions: bias_gelu, gelu, bias_geglu, bias_gelu_mul, bias_gelu_transpose."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from .formulas import FORMULAS, Approximate, check_approximate
+from .ops.bias_geglu import BIAS_GEGLU
 from .ops.bias_gelu import BIAS_GELU
+from .ops.bias_gelu_mul import BIAS_GELU_MUL
 from .ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
+from .ops.halves import Activated, check_activated
 
-__all__ = ["FORMULAS", "Approximate", "bias_gelu", "bias_gelu_transpose", "check_approximate", "gelu"]
+__all__ = [
+    "FORMULAS",
+    "Activated",
+    "Approximate",
+    "bias_geglu",
+    "bias_gelu",
+    "bias_gelu_mul",
+    "bias_gelu_transpose",
+    "check_activated",
+    "check_approximate",
+    "gelu",
+]
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None = None, *, dim: int = -1, approximate: Approximate = "tanh") -> Tensor:
@@ -40,6 +54,72 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, dim: int = -1, approxima
 def gelu(x: Tensor, *, approximate: Approximate = "tanh") -> Tensor:
     """GELU of `x`: `bias_gelu` without a bias, which see."""
     return bias_gelu(x, approximate=approximate)
+
+
+def bias_geglu(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activated: Activated,
+    dim: int = -1,
+    approximate: Approximate = "tanh",
+) -> Tensor:
+    """GELU of one half of `x + bias` times the other half: the gated GELU of a projection that makes both halves.
+
+    With `u, w = (x + bias).chunk(2, dim)` that is `gelu(u) * w`, or `u * gelu(w)`, in one pass over memory. So is its
+    backward pass, whose gradient of x is one tensor, as x is: nothing is cut or joined by copying.
+
+    Args:
+        x: a tensor with at least one dimension and an even size along dim, as for `bias_gelu`.
+        bias: a tensor of shape `[x.shape[dim]]`, for both halves, or None, as for `bias_gelu`.
+        activated: the half that goes through GELU. `"first"` as in Shazeer's paper, Megatron-LM, vLLM and ModernBERT;
+            `"second"` as in diffusers' GEGLU, x-transformers and torch.nn.functional.glu. Both are common, so there is
+            no default.
+        dim: the dimension of x that has the two halves and that the bias runs along.
+        approximate: the formula, see `bias_gelu`. The definition of GEGLU is from Shazeer, "GLU Variants Improve
+            Transformer", https://arxiv.org/abs/2002.05202.
+
+    Returns:
+        A tensor of x's shape, but half of it along dim, in x's dtype and memory format. Gradients are as for
+        `bias_gelu`.
+
+    Raises:
+        TypeError: x or bias is not a dense floating-point tensor, or dim is not an int.
+        ValueError: a shape, a device, activated, dim or approximate does not fit.
+    """
+    return BIAS_GEGLU.call(x, bias, dim, approximate, activated)
+
+
+def bias_gelu_mul(
+    x: Tensor,
+    other: Tensor,
+    bias: Tensor | None = None,
+    other_bias: Tensor | None = None,
+    *,
+    dim: int = -1,
+    approximate: Approximate = "tanh",
+) -> Tensor:
+    """GELU of `x + bias` times `other + other_bias`: the gated GELU of two projections, as in Gemma and T5.
+
+    One pass over memory forward and one backward. Where one projection makes both tensors use `bias_geglu`: the
+    gradients of two halves would have to be joined by copying.
+
+    Args:
+        x: a tensor of any shape, as for `bias_gelu`.
+        other: the factor, of x's shape and dtype, with any strides, on x's device.
+        bias: a tensor of shape `[x.shape[dim]]`, or None, as for `bias_gelu`.
+        other_bias: the same for other.
+        dim: the dimension that the biases run along.
+        approximate: the formula, see `bias_gelu`.
+
+    Returns:
+        A tensor of x's shape, dtype and memory format. Gradients are as for `bias_gelu`.
+
+    Raises:
+        TypeError: a tensor is not a dense floating-point tensor, other has not x's dtype, or dim is not an int.
+        ValueError: a shape, a device, dim or approximate does not fit.
+    """
+    return BIAS_GELU_MUL.call(x, other, bias, other_bias, dim, approximate)
 
 
 def bias_gelu_transpose(

@@ -5,6 +5,7 @@ A recorded plan gives what a launched one gives: there, its nodes are launched, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from triton_gelu import bias_gelu, bias_gelu_transpose
-from triton_gelu.core import compat_torch, compat_triton, graph
+from triton_gelu.core import compat_torch, graph
 from triton_gelu.core import op as op_module
 from triton_gelu.core.dispatch import Support
 from triton_gelu.core.op import Op
@@ -64,8 +65,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     for op in (BIAS_GELU, GELU_AFTER_BIAS, BIAS_GELU_TRANSPOSE):
         op.register_decompositions()
     kernels: list[str] = []
-    monkeypatch.setattr(compat_triton, "INTERPRETED", False)
-    monkeypatch.setattr(op_module, "kernels_support", lambda x: Support.yes("a test says so"))
+    monkeypatch.setattr(op_module, "graph_support", lambda x: Support.yes("a test says so"))
     monkeypatch.setattr(graph, "device_target", lambda device: TARGETS["sm_90"])
     monkeypatch.setattr(graph, "_launch", lambda kernel, planned, tensors: kernels.append(planned.kernel))
     torch.compiler.reset()
@@ -196,9 +196,7 @@ def test_without_the_private_names_a_graph_holds_ordinary_operations(name: str, 
     real = getattr(names, name)
 
     def gone(*args: Any) -> Any:  # for us, not for PyTorch
-        import sys
-
-        if sys._getframe(1).f_code is compat_torch.origin.__code__:
+        if sys._getframe(1).f_code is compat_torch._node.__code__:
             raise AttributeError(name)
         return real(*args)
 

@@ -32,7 +32,7 @@ def check_others(args: Sequence[Arg], tensors: Sequence[Tensor | None], dim: int
         if arg.differentiable:
             _check_dense(arg.name, tensor)
         if x.ndim == 0 and arg.kind is VECTOR:
-            raise ValueError(f"{lead.name} must have at least one dimension for a {arg.name}, got a 0-d tensor")
+            raise ValueError(f"{lead.name} must have at least one dimension for {arg.name}, got a 0-d tensor")
         shape = arg.kind.shape(x.shape, dim)
         if tensor.shape != shape:
             why = f" and dim {dim}" if arg.kind is VECTOR else ""
@@ -40,6 +40,8 @@ def check_others(args: Sequence[Arg], tensors: Sequence[Tensor | None], dim: int
                 f"{arg.name} must have shape {shape} for {lead.name} of shape {tuple(x.shape)}{why},"
                 f" got shape {tuple(tensor.shape)}"
             )
+        if arg.kind.full and tensor.dtype != x.dtype:
+            raise TypeError(f"{arg.name} must have {lead.name}'s dtype, {x.dtype}, got {tensor.dtype}")
         if tensor.device != x.device:
             raise ValueError(f"{arg.name} must be on {lead.name}'s device, {x.device}, got {tensor.device}")
 

@@ -147,7 +147,7 @@ def levels(name: str, inputs: tuple[Arg, ...], result: Kind) -> tuple[Level, Lev
 
 
 def empty_results(level: Level, given: Sequence[Any], dim: int) -> Tensors:
-    """The results that a call asks for, allocated, not computed. One of x's shape lies as x does, others are dense."""
+    """The results that a call asks for, allocated, not computed. One of x's shape lies as x does, or as half of it."""
     x, tensors = given[level.lead], level.by_name(given)
     own = level.args[level.lead].kind
     results: list[Tensor | None] = []
@@ -157,9 +157,16 @@ def empty_results(level: Level, given: Sequence[Any], dim: int) -> Tensors:
             results.append(None)
         elif result.kind is own:
             results.append(torch.empty_like(x, dtype=like.dtype))
+        elif result.kind.halved:
+            results.append(torch.empty_like(half(x, dim), dtype=like.dtype))
         else:
             results.append(x.new_empty(level.shape(place, given, dim), dtype=like.dtype))
     return tuple(results)
+
+
+def half(x: Tensor, dim: int) -> Tensor:
+    """The first half of x along dim, a view: what is `halved` lies as a result like it does."""
+    return x.narrow(dim, 0, x.shape[dim] // 2)
 
 
 def or_empty(results: Tensors, x: Tensor) -> list[Tensor]:

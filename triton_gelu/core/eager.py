@@ -96,9 +96,10 @@ def _planned(op: Op, number: int, key: object, tensors: tuple[Any, ...], rest: t
 def launch(op: Op, number: int, *given: Any) -> Any:
     """A level of an operator by its kernels, for whoever has no `Call`; what is planned is kept, too."""
     level = op.levels[number]
-    if number == DOUBLE_BACKWARD and given[0] is None:  # kernels read the gradient of dx, if only to find zeros
-        given = (torch.zeros_like(given[level.lead]), *given[1:])
     tensors, rest = given[: len(level.args)], given[len(level.args) :]
+    if number == DOUBLE_BACKWARD:  # kernels read the gradient of dx, if only to find zeros
+        whole = zip(level.args, tensors, strict=True)
+        tensors = tuple([torch.zeros_like(given[level.lead]) if t is None and a.kind.full else t for a, t in whole])
     rest = tuple([tuple(each) if isinstance(each, (list, tuple)) else each for each in rest])
     key = (number, *[None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors], *rest)
     kept = op.cache.get(key)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import compat_torch, compat_triton, targets
-from .declare import Kind, Level
+from .declare import Kind, Level, half
 from .plan import PARTIALS, Launch, Plan
 from .targets import Target
 
@@ -43,7 +43,7 @@ def bind(
     plan = planner(device_target(x.device), layout, *given) if x.numel() else Plan()
     values: dict[str, Any] = {
         "driver": compat_triton.driver, "planned_for": compat_triton.driver(), "replan": replan, "dense": dense,
-        **{f"strides_{name}": _strides_of(kinds[name], own, layout, x.shape, dim) for name in plan.dense},
+        **{f"strides_{name}": strides_of(kinds[name], own, x, dim) for name in plan.dense},
         **{f"launch_{i}": Run(step.launch, kernels, x.device).__call__ for i, step in enumerate(plan.steps)},
     }  # fmt: skip
     zeros = []
@@ -55,7 +55,7 @@ def bind(
             values[f"sum_{result.name}"] = _sum(kinds[summed], result.kind, x.ndim, dim, like.dtype)
             continue
         shape = level.shape(place, given, dim)
-        lies = _strides_of(result.kind, own, layout, x.shape, dim)
+        lies = strides_of(result.kind, own, x, dim)
         values[f"make_{result.name}"] = compat_torch.allocator(shape, lies, like.dtype, x.device)
         if not x.numel() and 0 not in shape:
             zeros.append(result.name)
@@ -130,9 +130,11 @@ def dense_strides(x: Tensor) -> tuple[int, ...]:
     return torch.empty_like(x, device="meta").stride()
 
 
-def _strides_of(kind: Kind, own: Kind, layout: tuple[int, ...], x: torch.Size, dim: int) -> tuple[int, ...]:
-    """How a tensor of some kind lies without gaps: as x if it is of x's kind, else contiguous."""
-    return layout if kind is own else torch.empty(kind.shape(x, dim), device="meta").stride()
+def strides_of(kind: Kind, own: Kind, x: Tensor, dim: int) -> tuple[int, ...]:
+    """How a tensor of some kind lies without gaps: as x, or as half of x, if it is of this kind, else contiguous."""
+    if kind is own:
+        return dense_strides(x)
+    return dense_strides(half(x, dim)) if kind.halved else torch.empty(kind.shape(x.shape, dim), device="meta").stride()
 
 
 def dense(tensor: Tensor | None, strides: tuple[int, ...]) -> Tensor | None:

@@ -27,7 +27,7 @@ from .bias_gelu_compiled import COMPILED
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in x's dtype; arithmetic in fp32, or fp64 for fp64 x."""
-    return _value(vectors.add(x, bias, dim), approximate).to(x.dtype)
+    return value(vectors.add(x, bias, dim), approximate).to(x.dtype)
 
 
 def backward(
@@ -36,7 +36,7 @@ def backward(
     """dx and dbias, each if it is needed."""
     needs_x, needs_bias = needs
     u = vectors.add(x, bias, dim)
-    du = _slope(dy.to(u.dtype), u, approximate)
+    du = slope(dy.to(u.dtype), u, approximate)
     dbias = vectors.total(du, bias, dim) if needs_bias and bias is not None else None
     return du.to(x.dtype) if needs_x else None, dbias
 
@@ -54,9 +54,9 @@ def double_backward(
     """The gradients of `backward` for dy, x and bias, where those of dx and dbias are ddx and ddbias (None: zero)."""
     u = vectors.add(x, bias, dim)
     v = vectors.add(torch.zeros_like(u) if ddx is None else ddx.to(u.dtype), ddbias, dim)
-    du = _bend(v * dy, u, approximate)
+    du = bend(v * dy, u, approximate)
     return (
-        _slope(v, u, approximate).to(dy.dtype) if needs[0] else None,
+        slope(v, u, approximate).to(dy.dtype) if needs[0] else None,
         du.to(x.dtype) if needs[1] else None,
         vectors.total(du, bias, dim) if needs[2] and bias is not None else None,
     )
@@ -68,21 +68,23 @@ def standard(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tens
     return FORMULAS[approximate].standard(u).to(x.dtype)
 
 
-def _value(u: Tensor, approximate: str) -> Tensor:
+def value(u: Tensor, approximate: str) -> Tensor:
+    """gelu(u)."""
     # These refuse functions with a forward mode, and differentiate formulas.
     if torch.compiler.is_dynamo_compiling() or compat_torch.is_functionalized():
         erfc = isinstance(FORMULAS[approximate].gate, Normal)
         return u * (torch.erfc(u * -math.sqrt(0.5)) * 0.5) if erfc else formulas.gelu(u, approximate)
-    value: Tensor = _Value.apply(u, approximate)
-    return value
+    y: Tensor = _Value.apply(u, approximate)
+    return y
 
 
-def _slope(v: Tensor, u: Tensor, approximate: str) -> Tensor:
-    slope: Tensor = _Slope.apply(v, u, approximate)
-    return slope
+def slope(v: Tensor, u: Tensor, approximate: str) -> Tensor:
+    """v gelu'(u)."""
+    du: Tensor = _Slope.apply(v, u, approximate)
+    return du
 
 
-def _bend(v: Tensor, u: Tensor, approximate: str) -> Tensor:
+def bend(v: Tensor, u: Tensor, approximate: str) -> Tensor:
     """v gelu''(u): smooth as it is written."""
     return v * formulas.d2gelu(u, approximate)
 
@@ -104,16 +106,16 @@ class _Value(Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         (u,) = ctx.saved_tensors
-        return _slope(dy, u, ctx.approximate), None
+        return slope(dy, u, ctx.approximate), None
 
     @staticmethod
     def jvp(ctx: Any, du: Tensor, _: None) -> Tensor:
         (u,) = ctx.saved_tensors
-        return _slope(du, u, ctx.approximate)
+        return slope(du, u, ctx.approximate)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None], u: Tensor, approximate: str) -> tuple[Tensor, int]:
-        return _value(u, approximate), in_dims[0]
+        return value(u, approximate), in_dims[0]
 
 
 class _Slope(Function):
@@ -137,12 +139,12 @@ class _Slope(Function):
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor, Tensor, None]:
         v, u = ctx.saved_tensors
-        return _slope(w, u, ctx.approximate), _bend(w * v, u, ctx.approximate), None
+        return slope(w, u, ctx.approximate), bend(w * v, u, ctx.approximate), None
 
     @staticmethod
     def jvp(ctx: Any, dv: Tensor, du: Tensor, _: None) -> Tensor:
         v, u = ctx.saved_tensors
-        return _slope(dv, u, ctx.approximate) + _bend(du * v, u, ctx.approximate)
+        return slope(dv, u, ctx.approximate) + bend(du * v, u, ctx.approximate)
 
     @staticmethod
     def vmap(
@@ -152,7 +154,7 @@ class _Slope(Function):
             t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
             for t, d in zip((v, u), in_dims[:2], strict=True)
         )
-        return _slope(v, u, approximate), 0
+        return slope(v, u, approximate), 0
 
 
 def _faster_than_plain(u: Tensor, *others: Tensor) -> Backend | None:
