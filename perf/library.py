@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES", "EXACT", "FORMULAS", "PLANS", "PLAN_VARIABLE", "TARGETS", "Datum", "Target", "call_by_kernels",
-    "forget_drivers", "gpu_reported_as", "is_interpreted", "kernel_formulas", "key_of", "parse_dim", "parse_shape", "replaced",
-    "triton_drives",
+    "forget_drivers", "gpu_reported_as", "is_interpreted", "kernel_formulas", "key_of", "parse_dim", "parse_shape",
+    "replaced", "triton_drives",
 ]  # fmt: skip
 
 DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: fp32, bf16, fp16

@@ -17,8 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import triton_gelu
 from perf.library import FORMULAS
-from perf.rows import BASELINE_COMPILED
-from perf.static.metrics import LIBRARY
+from perf.rows import COMPILED, COMPILED_LIBRARY
 
 META = torch.device("meta")
 WIDTH, HIDDEN = 1024, 4096
@@ -56,12 +55,12 @@ def _convolved(layer: Any, x: Tensor) -> Tensor:
 
 
 STYLES: Mapping[str, Style] = {
-    BASELINE_COMPILED: Style(
+    COMPILED: Style(
         _torch_gelu,
         lambda layer, x, approximate: _torch_gelu(layer(x), None, approximate),
         lambda layer, x, approximate: _torch_gelu(layer(x), None, approximate),
     ),
-    LIBRARY: Style(
+    COMPILED_LIBRARY: Style(
         _our_gelu,
         lambda layer, x, approximate: _our_gelu(_product(layer, x), layer.bias, approximate),
         lambda layer, x, approximate: _our_gelu(_convolved(layer, x), layer.bias, approximate, dim=1),
