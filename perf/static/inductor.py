@@ -232,7 +232,7 @@ def machine_code(kernel: Kernel, gpu: GPU) -> Launched:
     arguments = {
         name: torch.empty(kernel.tensors[name], dtype=torch.uint8, device="meta")
         if name in kernel.tensors
-        else kernel.sizes[name]
+        else kernel.sizes.get(name, 0)
         for name in names
     }
     metadata = found.kernel.metadata
