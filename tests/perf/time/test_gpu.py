@@ -226,22 +226,21 @@ def test_its_rows_are_shown_in_a_report_and_in_the_documents(tmp_path: Path, mon
     assert "**Measured on a GPU**, NVIDIA H100 80GB HBM3" in "\n".join(readme.gpu())
 
 
-@pytest.mark.parametrize("layout", ["a Linear's output", "a permuted tensor"])
-def test_every_operator_is_held_against_float64_and_a_planted_error_is_found(
-    layout: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, operator in OPERATORS.items():
-        if layout in correct.layouts(operator):
-            for dtype in steps.dtypes():
-                (row,) = correct.rows(name, [layout], dtype, "tanh", HERE)
-                assert (row.status, row.kind) == ("ok", "checked"), row.note
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_is_held_against_float64(name: str) -> None:
+    layout, *_ = correct.layouts(OPERATORS[name])
+    for dtype, formula in ((steps.BF16, "tanh"), ("float32", "none")):
+        (row,) = correct.rows(name, [layout], dtype, formula, HERE)
+        assert (row.status, row.kind) == ("ok", "checked"), row.note
 
+
+def test_a_planted_error_of_an_operator_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*tensors: torch.Tensor, **options: object) -> torch.Tensor:
         y: torch.Tensor = OPERATORS["gelu"].call(*tensors, **options)
         return y if y.dtype == torch.float64 else torch.cat([y.flatten()[1:], y.flatten()[:1]]).view(y.shape)
 
     monkeypatch.setattr(correct, "OPERATORS", {"wrong": Operator(wrong)})
-    (row,) = correct.rows("wrong", [layout], "bfloat16", "tanh", HERE)
+    (row,) = correct.rows("wrong", ["a permuted tensor"], "bfloat16", "tanh", HERE)
     assert row.status == "failed"
     assert "times what is allowed" in row.note
 
@@ -325,3 +324,18 @@ def test_a_sanitizer_that_objects_makes_rows_fail(tmp_path: Path, monkeypatch: p
     rows = read_rows(tmp_path / "rows.jsonl")
     assert {(row.status, row.note) for row in rows} == {("failed", "compute-sanitizer: exit code 9")}
     assert len(rows) == len(watched[0].answers)
+
+
+def test_textbook_kernels_are_timed_where_they_are_counted() -> None:
+    case = measure.Case("width 64", (5, 64), dtype=steps.BF16, approximate="sigmoid")
+    inputs = case.inputs(HERE.device)
+    calls = steps.comparisons.forward_calls(case)
+    assert set(calls) == set(steps.comparisons.rivals(case))
+    expected = measure.check.expected(case, inputs)
+    for call in calls.values():
+        assert measure.check.objection(case, call(inputs.x, inputs.bias), expected) == ""
+
+
+def test_what_nobody_tells_of_a_clock_is_said() -> None:
+    (row,) = steps.clock("at the beginning").rows(HERE)
+    assert (row.status, row.note) == ("skipped", "nvidia-smi does not tell")
