@@ -24,6 +24,7 @@ from triton_gelu.core.dispatch import Backend
 from triton_gelu.core.op import Op
 from triton_gelu.core.targets import TARGETS, Datum, Target, key_of
 from triton_gelu.formulas import FORMULAS
+from triton_gelu.formulas.polynomials import EXACT
 from triton_gelu.ops.bias_gelu import BIAS_GELU
 from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
     from perf.cases import Case
 
 __all__ = [
-    "BACKEND_VARIABLE", "DTYPES", "FORMULAS", "PLAN_VARIABLE", "TARGETS", "Datum", "Target", "call_by_kernels",
-    "forget_drivers", "gpu_reported_as", "is_interpreted", "kernel_formulas", "key_of", "launches_kernels",
-    "parse_dim", "parse_shape", "plans_can_be_asked_for", "replaced", "triton_drives",
+    "BACKEND_VARIABLE", "DTYPES", "EXACT", "FORMULAS", "PLAN_VARIABLE", "TARGETS", "Datum", "Target",
+    "call_by_kernels", "forget_drivers", "gpu_reported_as", "is_interpreted", "kernel_formulas", "key_of",
+    "launches_kernels", "parse_dim", "parse_shape", "plans_can_be_asked_for", "replaced", "triton_drives",
 ]  # fmt: skip
 
 DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: fp32, bf16, fp16

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,18 @@ def test_a_report_of_fuse_is_what_the_readme_says() -> None:
     code, said = printed
     code = code[code.rfind("```python\n") + len("```python\n") :] if "```python" in code else code
     assert output(code) == said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["start", "hugging_face"])
+def test_examples_of_the_pages_for_beginners_run_and_print_what_is_said(page: str) -> None:
+    blocks = FENCED.findall((ROOT / "docs" / f"{page}.md").read_text())
+    printed = {code: text for (name, code), (after, text) in pairwise(blocks) if (name, after) == ("python", "text")}
+    examples = [code for name, code in blocks if name == "python" and "LocalLayerRepository" not in code]
+    assert examples  # of the one that is left out tests/integration/test_hub.py tells
+    for code in examples:
+        said = output(code)
+        assert said == printed.get(code, said)
 
 
 @pytest.mark.slow
