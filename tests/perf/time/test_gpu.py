@@ -341,3 +341,11 @@ def test_textbook_kernels_are_timed_where_they_are_counted() -> None:
 def test_what_nobody_tells_of_a_clock_is_said() -> None:
     (row,) = steps.clock("at the beginning").rows(HERE)
     assert (row.status, row.note) == ("skipped", "nvidia-smi does not tell")
+
+
+def test_plans_that_are_compared_can_be_asked_for() -> None:
+    in_flight = pytest.importorskip("triton_gelu.core.in_flight")
+    assert steps.library.PLAN_VARIABLE == in_flight.VARIABLE
+    for plan in steps.PLANS:
+        kind, _, _ = plan.partition(".")
+        assert in_flight.parse(plan)[kind], plan
