@@ -25,7 +25,7 @@ from perf.cases import Case
 from perf.libraries import LIBRARIES
 from perf.operators import OPERATORS
 from perf.providers import PROVIDERS, Provider, fused
-from perf.rows import COPY, HOST_TIME, ROOT, TIME, Row
+from perf.rows import CLOCK, COPY, HOST_TIME, ROOT, TIME, Row
 from perf.static import analyse, comparisons
 from perf.time import correct, host_cost, measure, provenance
 from perf.time.measure import Machine
@@ -41,7 +41,6 @@ TIME_S, COMPILED_S, LARGE_S, HOST_S, PLAN_S = 2.5, 12.0, 5.0, 2.0, 5.0
 SANITIZER = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else a block of memory is larger than the tensor in it
 TESTS, PASSED = Case("tests", (), dim=None), "tests passed"
-CLOCK = "clock"
 PLANS = (  # forward or backward, and what is other there
     "forward.unroll=4,forward.warps=4,forward.loads=free",
     "forward.loads=volatile",

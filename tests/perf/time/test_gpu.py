@@ -17,7 +17,7 @@ from steps_that_break import all_steps as steps_that_break
 
 from perf import __main__ as command_line
 from perf.operators import OPERATORS, Operator
-from perf.rows import CPU_BACKEND, KERNEL_BACKEND, THROUGHPUT, TIME, Row, latest_rows, read_rows
+from perf.rows import CPU_BACKEND, KERNEL_BACKEND, RATIO, THROUGHPUT, TIME, Row, latest_rows, read_rows
 from perf.show import report
 from perf.time import correct, gpu, measure, steps
 from perf.time.steps import Step, all_steps
@@ -213,7 +213,9 @@ def test_its_rows_are_shown_in_a_report_and_in_the_documents(tmp_path: Path, mon
         for row in read_rows(output)
         if row.kind != "accuracy"
     ]
-    speeds = [replace(row, metric=THROUGHPUT, unit="GB/s") for row in labelled if row.metric == TIME]
+    times = [row for row in labelled if row.metric == TIME]
+    speeds = [replace(row, metric=THROUGHPUT, unit="GB/s") for row in times]
+    speeds += [replace(row, metric=RATIO.format("eager"), unit="1") for row in times if row.provider == "triton_gelu"]
     output.unlink()
     for row in [*labelled, *speeds]:
         gpu.append_row(output, row)
@@ -226,7 +228,10 @@ def test_its_rows_are_shown_in_a_report_and_in_the_documents(tmp_path: Path, mon
     assert "#### tanh, bfloat16, forward, the host's time of a call" in text
     readme = pytest.importorskip("perf.show.readme")
     monkeypatch.setattr(readme, "DATA", tmp_path)
-    assert "**Measured on a GPU**, NVIDIA H100 80GB HBM3" in "\n".join(readme.gpu())
+    shown = list(readme.gpu())
+    assert shown[0].startswith("**Measured on a GPU**, NVIDIA H100 80GB HBM3")
+    assert "| 16384 x 4096, bfloat16, tanh, no bias | 0.50 |  |  |  | 0.50 |  |" in shown
+    assert not [line for line in shown if line.startswith("| ,")]
 
 
 @pytest.mark.parametrize("name", OPERATORS)
