@@ -40,7 +40,7 @@ COMMANDS = {
     "plot": "draw pictures of rows",
     "compare": "what changed between two result files",
     "report": "the same in Markdown, with pictures, for a pull request",
-    "gpu": "all of it on a GPU in a quarter of an hour, packed to be sent back",
+    "gpu": "on a GPU that you lend for ten minutes: is it right, how fast, one file to send back",
     "notebooks": "execute the notebooks and keep their outputs",
     "suite": "record how many tests passed, and on which versions",
     "readme": "rewrite the documents' figures from the committed rows",

@@ -33,6 +33,7 @@ OLD_BACKENDS = {"CPU path": CPU_BACKEND}  # what rows said whose field was named
 TIME = "time"
 GRAPH_TIME = "time in a graph"
 HOST_TIME = "time of the host"
+CLOCK = "clock"  # of a GPU's processors
 THROUGHPUT = "throughput"
 COPY_SHARE = "share of copy bandwidth"
 PEAK_MEMORY = "peak memory"

@@ -17,15 +17,17 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from torch import Tensor
+
 from perf import cases, library
 from perf.accuracy import ulp_errors
 from perf.cases import Case
 from perf.libraries import LIBRARIES
 from perf.operators import OPERATORS
 from perf.providers import PROVIDERS, Provider, fused
-from perf.rows import HOST_TIME, ROOT, TIME, Row
-from perf.static import analyse
-from perf.time import correct, host_cost, measure
+from perf.rows import CLOCK, COPY, HOST_TIME, ROOT, TIME, Row
+from perf.static import analyse, comparisons
+from perf.time import correct, host_cost, measure, provenance
 from perf.time.measure import Machine
 
 Answer = tuple[Any, ...]
@@ -101,12 +103,14 @@ def all_steps(*, sanitize: bool = False) -> list[Step]:
     return [
         *checks(),
         *(checks(SANITIZER) if sanitize else ()),
+        clock("at the beginning"),
         *timed(expanded((wide,), TWO), EAGER),
         *timed(expanded(common, TWO), EAGER),
         *timed(expanded((plain,), TWO, ways=cases.DIRECTIONS), EAGER),
         *timed(expanded((wide, *common[:3]), TWO, ways=cases.DIRECTIONS), ALL, COMPILED_S),
         *timed(expanded(sizes, ("tanh",)), EAGER, LARGE_S),
         *plans(expanded((wide, sizes[2]), TWO, ways=WAYS[:2])),
+        *textbook(wide),
         *host(),
         *errors("bf16"),
         *errors("fp16"),
@@ -117,6 +121,7 @@ def all_steps(*, sanitize: bool = False) -> list[Step]:
         *timed(models(), EAGER, LARGE_S),
         *timed(expanded((wide,), TWO, dtypes=("float16", "float32")), EAGER),
         *timed(expanded((wide,), cases.but(*TWO)), EAGER),
+        clock("at the end"),
         tests(),
     ]
 
@@ -199,6 +204,40 @@ def plans(chosen: Sequence[Case]) -> Iterator[Step]:
             frozenset({asks(case, name)}),
             environment=((library.PLAN_VARIABLE, variant),),
         )
+
+
+def textbook(case: Case) -> Iterator[Step]:
+    """Kernels of the textbook formulas, whose counts are far from ours: the static model has to tell them apart."""
+    for formula in comparisons.FUNCTIONS:
+        asked = replace(case, approximate=formula)
+        wanted: dict[str, Provider] = {
+            name: partial(_textbook, call) for name, call in comparisons.forward_calls(asked).items()
+        }
+        yield Step(
+            f"{asked}: textbook kernels",
+            TIME_S,
+            partial(_measured, asked, wanted),
+            frozenset(asks(asked, name) for name in wanted),
+        )
+
+
+def _textbook(call: Callable[..., Tensor], case: Case) -> Callable[..., Tensor]:
+    return call
+
+
+def clock(when: str) -> Step:
+    """The clock of a GPU that has work: lower than the highest where power or heat limit it."""
+    case = Case(f"clock {when}", (), dim=None)
+    return Step(case.name, HOST_S, partial(_clock, case), frozenset({asks(case, COPY, CLOCK)}))
+
+
+def _clock(case: Case, machine: Machine) -> Iterator[Row]:
+    blank = replace(measure.blank_row(case, machine), provider=COPY, metric=CLOCK, unit="MHz")
+    found = provenance.clock_under_load(machine.device)
+    if found is None:
+        yield replace(blank, note="nvidia-smi does not tell")
+    else:
+        yield replace(blank, status="ok", value=found)
 
 
 def host() -> Iterator[Step]:
