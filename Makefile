@@ -40,7 +40,7 @@ hub: .venv/torch
 	$(BIN)/python hub/build.py --output dist/hub
 
 gpu: .venv/dev
-	$(BIN)/python -m perf gpu
+	$(BIN)/python -m perf gpu --output perf/data
 
 lint: .venv/dev
 	$(BIN)/ruff check .

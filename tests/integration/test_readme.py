@@ -25,6 +25,7 @@ SMALLER = {  # options that make a long command short, or only ask it for help
     "readme": ["--check"],
     "saved": ["--help"],
     "calls": ["--help"],
+    "gpu": ["--help"],
     "analyse": ["--gpu", "h100", "--provider", "triton_gelu"],
 }
 README_LINES = 120
@@ -88,10 +89,19 @@ def test_a_block_that_nobody_fills_is_refused() -> None:
         readme.rewritten("<!-- rows: nothing -->\n<!-- end -->")
 
 
-def test_links_lead_to_files() -> None:
+def test_links_lead_to_files_and_headings() -> None:
     for file in readme.DOCUMENTS:
         for target in re.findall(r"\]\((?!https?:)([^)]+)\)", file.read_text()):
-            assert (file.parent / target).exists(), f"{file.name} links to {target}"
+            name, _, anchor = target.partition("#")
+            path = file.parent / name if name else file
+            assert path.exists(), f"{file.name} links to {target}"
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if anchor else []
+            assert not anchor or anchor in map(slug, headings), f"{file.name} links to {target}"
+
+
+def slug(heading: str) -> str:
+    """A heading as a link names it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def output(code: str) -> str:
