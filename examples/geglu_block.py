@@ -5,8 +5,8 @@
     python examples/geglu_block.py --width 32 --tokens 16      # seconds on a CPU
 
 One projection makes values and gates: [values | gates] = x W^T + b, and the block goes on with values * gelu(gates).
-`GEGLU` adds the bias, cuts, applies GELU and multiplies in one pass over memory, and its gradient is one tensor. In code
-of your own that is `triton_gelu.bias_geglu(x @ w, b, activated="second", approximate="none")`.
+`GEGLU` adds the bias, cuts, applies GELU and multiplies in one pass over memory, and its gradient is one tensor; in
+code of your own, `triton_gelu.bias_geglu(x @ w, b, activated="second", approximate="none")` does.
 """
 
 from __future__ import annotations
