@@ -95,7 +95,10 @@ def test_an_index_takes_the_wheel_and_the_source_distribution(tmp_path: Path) ->
         inside = {Path(name).parts[1] for name in archive.getnames()}
         metadata = archive.extractfile(f"triton_gelu-{triton_gelu.__version__}/PKG-INFO")
         assert metadata is not None
-        assert "Requires-Python: >=3.10" in metadata.read().decode()
+        text = metadata.read().decode()
+    assert {"Metadata-Version: 2.4", "Requires-Python: >=3.10", "License-Expression: Apache-2.0"} <= set(
+        text.splitlines()
+    )
     assert inside >= {"triton_gelu", "tests", "perf", "docs", "examples", "hub", "notebooks", "CITATION.cff", "LICENSE"}
 
 
