@@ -100,7 +100,7 @@ def test_an_index_takes_the_wheel_and_the_source_distribution(tmp_path: Path) ->
     assert {"Metadata-Version: 2.4", "Requires-Python: >=3.10", "License-Expression: Apache-2.0"} <= set(
         text.splitlines()
     )
-    assert inside >= {"triton_gelu", "tests", "perf", "docs", "examples", "hub", "notebooks", "CITATION.cff", "LICENSE"}
+    assert inside >= {"triton_gelu", "tests", "perf", "docs", "examples", "hub", "notebooks", ".github", "CITATION.cff"}
 
 
 def test_the_version_is_the_same_wherever_it_is_said() -> None:
