@@ -117,10 +117,10 @@ def backward_of_part(
 
 @triton.jit
 def terms(du, ALONG_ROWS: tl.constexpr, ALIGN: tl.constexpr, BITS: tl.constexpr):
-    """What is added up, tile by tile: `du`, or where a row has one sum, the sum of what a thread has in one piece."""
+    """What is added up of a part, tile by tile: du, or where a row has one sum, what a thread has of it in a piece."""
     if ALONG_ROWS:
         PIECE: tl.constexpr = min(ALIGN, 128 // BITS)
-        return tl.sum(tl.reshape(du, (du.shape[0], du.shape[1] // PIECE, PIECE)), 2)
+        du = tl.sum(tl.reshape(du, (du.shape[0], du.shape[1] // PIECE, PIECE)), 2)
     return du
 
 
