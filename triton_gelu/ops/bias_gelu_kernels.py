@@ -138,18 +138,19 @@ def backward_of_part(
             dy, ddx, ddother, ddbias, ddother_bias, x, other, bias, other_bias, ddy, dx, dother, inside,
             DTYPE, FORMULA, PTX, F32X2, BF16_CVT, ALIGN, NEEDS_DY, NEEDS_X, NEEDS_OTHER,
         )  # fmt: skip
-    u = add_bias(x, bias, ALIGN, PTX, F32X2)
-    du = widen(dy, DTYPE, ALIGN, PTX, BF16_CVT)
-    if ddx is None:
-        du *= dgelu(u, FORMULA, DTYPE, PTX, F32X2)
     else:
-        ddu = load(ddx, inside, DTYPE, ALIGN, PTX, BF16_CVT) + ddbias
-        if NEEDS_DY:
-            store(ddy, ddu * dgelu(u, FORMULA, DTYPE, PTX, F32X2), inside, BF16_CVT)
-        du *= ddu * d2gelu(u, FORMULA, DTYPE, PTX, F32X2)
-    if NEEDS_X:
-        store(dx, du, inside, BF16_CVT)
-    return du, du
+        u = add_bias(x, bias, ALIGN, PTX, F32X2)
+        du = widen(dy, DTYPE, ALIGN, PTX, BF16_CVT)
+        if ddx is None:
+            du *= dgelu(u, FORMULA, DTYPE, PTX, F32X2)
+        else:
+            ddu = load(ddx, inside, DTYPE, ALIGN, PTX, BF16_CVT) + ddbias
+            if NEEDS_DY:
+                store(ddy, ddu * dgelu(u, FORMULA, DTYPE, PTX, F32X2), inside, BF16_CVT)
+            du *= ddu * d2gelu(u, FORMULA, DTYPE, PTX, F32X2)
+        if NEEDS_X:
+            store(dx, du, inside, BF16_CVT)
+        return du, du
 
 
 @triton.jit

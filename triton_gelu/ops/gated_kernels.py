@@ -22,20 +22,26 @@ from ..formulas.device import d2gelu, gelu_and_dgelu
 def activated(ptr, half, GATED: tl.constexpr):
     """Where what goes through GELU begins: `half` elements further if that is a tensor's second half."""
     if ptr is None:
-        return None
-    return ptr + half if GATED == "second" else ptr
+        return  # None: before Triton 3.7 a kernel can't spell that out
+    elif GATED == "second":
+        return ptr + half
+    else:
+        return ptr
 
 
 @triton.jit
 def factor(ptr, other_ptr, half, GATED: tl.constexpr):
-    """Where the factor begins: a tensor of its own, or the other half; None where there is none."""
-    if GATED == "first" and ptr is not None:
-        return ptr + half
-    if GATED == "second" and ptr is not None:
-        return ptr
-    if GATED == "apart" and other_ptr is not None:
+    """Where the factor begins: in a tensor of its own, or in the other half; None where there is none."""
+    if GATED == "apart":
         return other_ptr
-    return None
+    elif GATED == "no" or ptr is None:
+        return
+    elif GATED == "first":
+        return ptr + half
+    elif GATED == "second":
+        return ptr
+    else:
+        tl.static_assert(False, f"there is no factor '{GATED}'")
 
 
 @triton.jit
