@@ -83,9 +83,9 @@ def backward(target: Target, align: int, axis: str, formula: str, *, double: boo
     if not target.ptx:
         return _overridden(InFlight(1, "the compiler of this GPU asks for all that it may"), "backward", target)
     if double:
-        return InFlight(1, "four tensors are asked for at once", registers=128 if gated else None)
+        return InFlight(1, "four tensors are asked for at once", registers=168 if gated else None)
     if gated:
-        return _overridden(_gated_backward(align), "backward", target)
+        return _overridden(_gated_backward(target, align), "backward", target)
     generation = int(target.architecture.removeprefix("sm_"))
     if align == 1:
         chosen = InFlight(2, "a second step's narrow accesses come before the first step is stored")
@@ -102,11 +102,13 @@ def backward(target: Target, align: int, axis: str, formula: str, *, double: boo
     return _overridden(chosen, "backward", target)
 
 
-def _gated_backward(align: int) -> InFlight:
+def _gated_backward(target: Target, align: int) -> InFlight:
     """For dx and dother of what has a factor."""
     if align == 1:
         return InFlight(1, "three tensors' narrow accesses are many already")
-    return InFlight(1, "three tensors at once, tied, in 5 programs a processor: 30 KiB", "tied", registers=96)
+    if int(target.architecture.removeprefix("sm_")) < 90:
+        return InFlight(1, "three tensors at once, tied, in 5 programs a processor: 30 KiB", "tied", registers=96)
+    return InFlight(2, "three tensors, two steps at once, tied, in 4 programs a processor: 48 KiB", "tied", registers=128)
 
 
 def _overridden(chosen: InFlight, kind: str, target: Target) -> InFlight:
