@@ -108,7 +108,9 @@ def _gated_backward(target: Target, align: int) -> InFlight:
         return InFlight(1, "three tensors' narrow accesses are many already")
     if int(target.architecture.removeprefix("sm_")) < 90:
         return InFlight(1, "three tensors at once, tied, in 5 programs a processor: 30 KiB", "tied", registers=96)
-    return InFlight(2, "three tensors, two steps at once, tied, in 4 programs a processor: 48 KiB", "tied", registers=128)
+    return InFlight(
+        2, "three tensors, two steps at once, tied, in 4 programs a processor: 48 KiB", "tied", registers=128
+    )
 
 
 def _overridden(chosen: InFlight, kind: str, target: Target) -> InFlight:
