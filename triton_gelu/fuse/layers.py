@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
-from . import gelu, tagged
+from . import gelu, tagged, tagged_in_graph
 from .bias_gradient import attach
 from .gelu import EXACT_TYPES
 from .tagged import Tagged
@@ -123,9 +123,9 @@ def layer_forward(original: type[nn.Module], kind: str, tag: bool) -> Callable[.
         if is_dynamo_compiling():
             if not (recorded or tag) or gelu.is_exporting() or gelu.is_transformed():
                 return plain(self, input)
-            tagged.allow_in_graph()
+            tagged_in_graph.allow_in_graph()
             h = call(self, input, bias.detach() if recorded else bias)
-            return tagged.layer_in_graph(h, bias if recorded else None, dim, tag)
+            return tagged_in_graph.layer_in_graph(h, bias if recorded else None, dim, tag)
         if (
             not (recorded or tag)
             or not gelu.is_plain_eager()
