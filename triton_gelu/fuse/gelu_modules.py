@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -61,10 +62,14 @@ def gelu_forward(original: type[nn.Module], formula: str) -> Callable[..., Any]:
                 return plain(self, h)
             tagged_in_graph.allow_in_graph()
             return tagged_in_graph.gelu_in_graph(h, now)
-        if type(h) is Tagged:
-            untag(h)
-        if now in gelu.FORMULAS and gelu.fits(h) and type(self) is not original:
-            return fused_gelu(h, now)
+        if now in gelu.FORMULAS and type(self) is not original:
+            if type(h) is Tagged:
+                y = tagged.activate(h, now, sys._getframe(1))
+                if y is not None:
+                    return y
+            elif gelu.fits(h):
+                return fused_gelu(h, now)
+        untag(h)
         return plain(self, h)
 
     return forward
