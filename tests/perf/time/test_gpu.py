@@ -22,6 +22,7 @@ from perf.show import report
 from perf.time import correct, gpu, measure, steps
 from perf.time.steps import Step, all_steps
 from perf.time.worker import Lost, Worker
+from triton_gelu.core import in_flight
 
 pytestmark = pytest.mark.kernels
 TESTS = Path(__file__).parents[1]
@@ -116,7 +117,6 @@ def test_what_is_worth_most_comes_first_and_every_operator_dtype_formula_and_lay
 def test_a_plan_is_asked_for_by_a_variable_in_a_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps.library, "plans_can_be_asked_for", lambda: True)
     monkeypatch.setattr(steps, "PLANS", ("forward.wide", "backward.deep"))
     mine = [step for step in all_steps() if "plan forward.wide" in step.name]
     assert {way for step in mine for *_, way, _, _ in step.answers} == {"forward"}
@@ -352,8 +352,6 @@ def test_what_nobody_tells_of_a_clock_is_said() -> None:
 
 
 def test_plans_that_are_compared_can_be_asked_for() -> None:
-    in_flight = pytest.importorskip("triton_gelu.core.in_flight")
-    assert steps.library.PLAN_VARIABLE == in_flight.VARIABLE
     for plan in steps.PLANS:
         kind, _, _ = plan.partition(".")
         assert in_flight.parse(plan)[kind], plan
