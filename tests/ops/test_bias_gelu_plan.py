@@ -83,7 +83,8 @@ def test_partial_sums_take_a_tenth_of_the_traffic_at_most_and_of_large_calls_a_f
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 @pytest.mark.parametrize(
-    ("shape", "dim"), [((2048, 4096), 1), ((1638, 5120), 1), ((5592, 1500), 1), ((3, 1280, 3000), 1), ((5, 1280, 1500), 1)],
+    ("shape", "dim"),
+    [((2048, 4096), 1), ((1638, 5120), 1), ((5592, 1500), 1), ((3, 1280, 3000), 1), ((5, 1280, 1500), 1)],
     ids=str,
 )  # fmt: skip
 def test_16_megabytes_have_four_programs_a_processor_in_both_passes(
@@ -188,7 +189,8 @@ def test_integers_stay_small_enough_for_32_bits_unless_a_size_is_not() -> None:
     assert dict(backward.main.constants)["INT64_INDEX"] is True
 
 
-TILES = [  # of float16: shape, dim of the bias, forward tile where 4 warps have 4 accesses a thread, and 2 warps 8; backward
+# Of float16: shape, dim of the bias, forward tile where 4 warps have 4 accesses a thread, and 2 warps 8; backward.
+TILES = [
     ((4096, 4096), 1, Tile(4, 1024, 4), Tile(8, 512, 2), Tile(4, 256)),  # warps next to each other; a warp for each row
     ((4096, 1536), 1, Tile(4, 512, 2), Tile(8, 512, 2), Tile(4, 256)),
     ((4096, 96), 1, Tile(128, 32), Tile(128, 32, 2), Tile(32, 32)),

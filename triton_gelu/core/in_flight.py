@@ -1,4 +1,4 @@
-"""How a launch keeps enough bytes in flight: how many loads a thread asks for at once, in which order, with which registers.
+"""How a launch keeps enough bytes in flight: how many loads a thread asks for at once, in which order.
 
 A memory-bound kernel is as fast as the bytes it waits for at a time allow. NVIDIA's compiler puts loads off until just
 before they are used, behind the arithmetic on what came before, however many the source has in a row and however many
@@ -14,8 +14,8 @@ the order in which a bias gradient is added up. To measure other choices, set TR
 
     TRITON_GELU_PLAN=forward.unroll=4,forward.warps=4,backward.loads=volatile,backward.registers=72,backward.share=0.02
 
-`unroll`, `warps`, `loads` and `registers` (0: no limit) are the fields of `InFlight`; `share` is the most of the traffic
-of a backward pass that partial sums may take. The variable is read once: what a process has planned stays.
+`unroll`, `warps`, `loads` and `registers` (0: no limit) are the fields of `InFlight`; `share` is the most of the
+traffic of a backward pass that partial sums may take. The variable is read once: what a process has planned stays.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ PROGRAMS_PER_PROCESSOR = 8  # resident at once with four warps of 64 registers
 class InFlight:
     """How a launch asks for memory, and why so.
 
-    A thread asks for `unroll` accesses of each tensor before it uses the first; a program has `warps` of 32 threads, and
-    a thread takes at most so many `registers`, None: as many as the compiler likes.
+    A thread asks for `unroll` accesses of each tensor before it uses the first; a program has `warps` of 32 threads,
+    and a thread takes at most so many `registers`, None: as many as the compiler likes.
     """
 
     unroll: int
