@@ -222,6 +222,26 @@ def one_pass(case: Case) -> Call:
     return backward if case.direction == "backward" else forward
 
 
+def forward_calls(case: Case) -> dict[str, Callable[..., torch.Tensor]]:
+    """The comparison kernels as functions of x and bias on a GPU that is here, named as `rivals` names them."""
+    n, channels, name = case.elements, case.bias_length, FUNCTIONS[case.approximate]
+    height, width = FORWARD_TILE
+
+    def flat_index(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        y = torch.empty_like(x)
+        flat_forward[(triton.cdiv(n, FLAT_BLOCK),)](x, bias, y, n, channels, 1, case.approximate, FLAT_BLOCK)
+        return y
+
+    def in_tiles(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        y, rows = torch.empty_like(x), n // channels
+        grid = (triton.cdiv(channels, width), triton.cdiv(rows, height))
+        tile_forward[grid](x, bias, y, rows, channels, case.approximate, height, width)
+        return y
+
+    assert case.dim == -1, "the bias of these lies along the last dimension"
+    return {f"{name}, flat index": flat_index, f"{name}, one pass": in_tiles}
+
+
 def rivals(case: Case) -> dict[str, Call]:
     """The comparison kernels that can do a case, by name; there are none of a second backward pass."""
     if case.direction == "double_backward":

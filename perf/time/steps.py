@@ -17,15 +17,17 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+from torch import Tensor
+
 from perf import cases, library
 from perf.accuracy import ulp_errors
 from perf.cases import Case
 from perf.libraries import LIBRARIES
 from perf.operators import OPERATORS
 from perf.providers import PROVIDERS, Provider, fused
-from perf.rows import HOST_TIME, ROOT, TIME, Row
-from perf.static import analyse
-from perf.time import correct, host_cost, measure
+from perf.rows import CLOCK, COPY, HOST_TIME, ROOT, TIME, Row
+from perf.static import analyse, comparisons
+from perf.time import correct, host_cost, measure, provenance
 from perf.time.measure import Machine
 
 Answer = tuple[Any, ...]
@@ -34,10 +36,20 @@ BF16, TWO = "bfloat16", ("tanh", "none")
 WAYS = ("forward", "backward", "forward_backward")
 EAGER, ALL = ("eager", "triton_gelu"), tuple(PROVIDERS)
 CHUNK = 4  # classes of layout of one step
-CHECK_S, ERRORS_S, COMPILED_S, TIME_S, LARGE_S, HOST_S, TESTS_S = 8.0, 12.0, 12.0, 2.5, 5.0, 2.0, 240.0
+CHECK_S, ERRORS_S, TESTS_S = 8.0, 12.0, 240.0
+TIME_S, COMPILED_S, LARGE_S, HOST_S, PLAN_S = 2.5, 12.0, 5.0, 2.0, 5.0
 SANITIZER = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9")
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else a block of memory is larger than the tensor in it
 TESTS, PASSED = Case("tests", (), dim=None), "tests passed"
+PLANS = (  # forward or backward, and what is other there
+    "forward.unroll=4,forward.warps=4,forward.loads=free",
+    "forward.loads=volatile",
+    "forward.unroll=4",
+    "backward.unroll=1,backward.loads=free",
+    "backward.loads=volatile",
+    "backward.registers=0",
+    "backward.share=0.02",
+)
 TOKENS, FEATURES = 8192, (384, 768, 1024, 1280, 1600)  # of the layers before a GELU
 WIDTH, SIZES = 4096, (20, 22, 24, 26, 28)  # log2 of elements
 
@@ -91,12 +103,14 @@ def all_steps(*, sanitize: bool = False) -> list[Step]:
     return [
         *checks(),
         *(checks(SANITIZER) if sanitize else ()),
+        clock("at the beginning"),
         *timed(expanded((wide,), TWO), EAGER),
         *timed(expanded(common, TWO), EAGER),
         *timed(expanded((plain,), TWO, ways=cases.DIRECTIONS), EAGER),
         *timed(expanded((wide, *common[:3]), TWO, ways=cases.DIRECTIONS), ALL, COMPILED_S),
         *timed(expanded(sizes, ("tanh",)), EAGER, LARGE_S),
         *plans(expanded((wide, sizes[2]), TWO, ways=WAYS[:2])),
+        *textbook(wide),
         *host(),
         *errors("bf16"),
         *errors("fp16"),
@@ -107,6 +121,7 @@ def all_steps(*, sanitize: bool = False) -> list[Step]:
         *timed(models(), EAGER, LARGE_S),
         *timed(expanded((wide,), TWO, dtypes=("float16", "float32")), EAGER),
         *timed(expanded((wide,), cases.but(*TWO)), EAGER),
+        clock("at the end"),
         tests(),
     ]
 
@@ -176,16 +191,53 @@ def provider(name: str) -> Provider:
 
 
 def plans(chosen: Sequence[Case]) -> Iterator[Step]:
-    """The cases by each other plan that the library can be asked for, in processes of their own."""
-    for variant, case in product(library.PLANS, chosen):
+    """The cases by other plans than the library's own, each plan in a process of its own."""
+    known = PLANS if library.plans_can_be_asked_for() else ()
+    for variant, case in product(known, chosen):
+        if not variant.startswith(case.direction):
+            continue
         name = f"triton_gelu, plan {variant}"
         yield Step(
             f"{case}: {name}",
-            TIME_S,
+            PLAN_S,
             partial(_measured, case, {name: fused}),
             frozenset({asks(case, name)}),
             environment=((library.PLAN_VARIABLE, variant),),
         )
+
+
+def textbook(case: Case) -> Iterator[Step]:
+    """Kernels of the textbook formulas, whose counts are far from ours: the static model has to tell them apart."""
+    for formula in comparisons.FUNCTIONS:
+        asked = replace(case, approximate=formula)
+        wanted: dict[str, Provider] = {
+            name: partial(_textbook, call) for name, call in comparisons.forward_calls(asked).items()
+        }
+        yield Step(
+            f"{asked}: textbook kernels",
+            TIME_S,
+            partial(_measured, asked, wanted),
+            frozenset(asks(asked, name) for name in wanted),
+        )
+
+
+def _textbook(call: Callable[..., Tensor], case: Case) -> Callable[..., Tensor]:
+    return call
+
+
+def clock(when: str) -> Step:
+    """The clock of a GPU that has work: lower than the highest where power or heat limit it."""
+    case = Case(f"clock {when}", (), dim=None)
+    return Step(case.name, HOST_S, partial(_clock, case), frozenset({asks(case, COPY, CLOCK)}))
+
+
+def _clock(case: Case, machine: Machine) -> Iterator[Row]:
+    blank = replace(measure.blank_row(case, machine), provider=COPY, metric=CLOCK, unit="MHz")
+    found = provenance.clock_under_load(machine.device)
+    if found is None:
+        yield replace(blank, note="nvidia-smi does not tell")
+    else:
+        yield replace(blank, status="ok", value=found)
 
 
 def host() -> Iterator[Step]:
