@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
@@ -24,7 +24,9 @@ from triton_gelu.core.op import Op
 from triton_gelu.core.targets import TARGETS, Datum, Target, key_of
 from triton_gelu.formulas import FORMULAS
 from triton_gelu.formulas.polynomials import EXACT
+from triton_gelu.ops.bias_geglu import BIAS_GEGLU
 from triton_gelu.ops.bias_gelu import BIAS_GELU
+from triton_gelu.ops.bias_gelu_mul import BIAS_GELU_MUL
 from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ def call_by_kernels(case: Case) -> Callable[[], object]:
             dy = empty(case.shape[0], *case.position_shape)
             return lambda: launched.backward(dy, x, bias, None, approximate, (True, bias is not None, False))
         return lambda: launched.forward(x, bias, position, approximate)
+    if case.gated:
+        return _gated_call(case)
     launched = _launched(BIAS_GELU)
     if case.direction == "double_backward":
         double, needs = launched.double_backward, (True, True, bias is not None)
@@ -73,6 +77,28 @@ def call_by_kernels(case: Case) -> Callable[[], object]:
     if case.direction == "backward":
         return lambda: launched.backward(x, x, bias, dim, approximate, (True, bias is not None))
     return lambda: launched.forward(x, bias, dim, approximate)
+
+
+def _gated_call(case: Case) -> Callable[[], object]:
+    """The same of a gated GELU; none of its gradients is left out."""
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=case.torch_dtype, device=META)
+
+    x, y = empty(*case.x_shape), empty(*case.shape)
+    bias = None if case.dim is None else empty(case.bias_length)
+    options: tuple[Any, ...] = (-1 if case.dim is None else case.dim) % len(case.shape), case.approximate
+    op, inputs = (BIAS_GELU_MUL, (x, y, bias, bias)) if case.gated == "two tensors" else (BIAS_GEGLU, (x, bias))
+    if op is BIAS_GEGLU:
+        options += (case.gated,)
+    launched, needs = _launched(op), tuple(each is not None for each in inputs)
+    if case.direction == "double_backward":
+        double = launched.double_backward
+        assert double is not None
+        return lambda: double(*inputs, y, *inputs, *options, (True, *needs))
+    if case.direction == "backward":
+        return lambda: launched.backward(y, *inputs, *options, needs)
+    return lambda: launched.forward(*inputs, *options)
 
 
 def _launched(op: Op) -> Backend:
