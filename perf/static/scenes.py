@@ -50,7 +50,8 @@ def _our_gelu(x: Tensor, bias: Tensor | None, approximate: str, dim: int = -1) -
 
 def _torch_geglu(layer: nn.Linear, x: Tensor, approximate: str) -> Tensor:
     opened, other = layer(x).chunk(2, -1)
-    return _torch_gelu(opened, None, approximate) * other
+    y: Tensor = _torch_gelu(opened, None, approximate) * other
+    return y
 
 
 def _our_geglu(layer: nn.Linear, x: Tensor, approximate: str) -> Tensor:

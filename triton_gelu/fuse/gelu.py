@@ -29,10 +29,11 @@ from ..core.dispatch import drives, insist
 from ..core.op import Op
 from ..formulas import FORMULAS, Approximate
 from ..functional import bias_geglu, bias_gelu_mul, gelu
-from ..ops.bias_geglu import BIAS_GEGLU, Activated
+from ..ops.bias_geglu import BIAS_GEGLU
 from ..ops.bias_gelu import BIAS_GELU, PLAIN
 from ..ops.bias_gelu_mul import BIAS_GELU_MUL
 from ..ops.gelu_after_bias import GELU_AFTER_BIAS
+from ..ops.halves import Activated
 
 __all__ = [
     "EXACT_TYPES",
