@@ -44,6 +44,7 @@ __all__ = [
     "drives",
     "functional_tensor",
     "gelu",
+    "insist",
     "is_exporting",
     "is_ordinary",
     "is_transformed",
