@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from triton_gelu.__main__ import parse_dim, parse_shape
-from triton_gelu.core import checks, compat_triton, dispatch
+from triton_gelu.core import checks, compat_triton, dispatch, in_flight
 from triton_gelu.core.dispatch import Backend
 from triton_gelu.core.op import Op
 from triton_gelu.core.targets import TARGETS, Datum, Target, key_of
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKEND_VARIABLE", "DTYPES", "EXACT", "FORMULAS", "PLAN_VARIABLE", "TARGETS", "Datum", "Target",
     "call_by_kernels", "forget_drivers", "gpu_reported_as", "is_interpreted", "kernel_formulas", "key_of",
-    "launches_kernels", "parse_dim", "parse_shape", "plans_can_be_asked_for", "replaced", "triton_drives",
+    "launches_kernels", "parse_dim", "parse_shape", "replaced", "triton_drives",
 ]  # fmt: skip
 
 DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: fp32, bf16, fp16
@@ -45,7 +44,7 @@ DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: f
     if dtype != torch.float64
 }
 META = torch.device("meta")
-PLAN_VARIABLE = "TRITON_GELU_PLAN"
+PLAN_VARIABLE = in_flight.VARIABLE
 BACKEND_VARIABLE = dispatch.SWITCH
 
 
@@ -137,11 +136,6 @@ def triton_drives(device_type: str) -> bool:
 def launches_kernels(device: torch.device) -> bool:
     """Whether a call on such a device launches the library's kernels."""
     return BIAS_GELU.choose(torch.empty(0, device=device)).backend is BIAS_GELU.launched
-
-
-def plans_can_be_asked_for() -> bool:
-    """Whether this version of the library reads `PLAN_VARIABLE`."""
-    return importlib.util.find_spec("triton_gelu.core.in_flight") is not None
 
 
 def forget_drivers() -> None:

@@ -50,7 +50,8 @@ def _our_gelu(x: Tensor, bias: Tensor | None, approximate: str, dim: int = -1) -
 
 def _torch_geglu(layer: nn.Linear, x: Tensor, approximate: str) -> Tensor:
     opened, other = layer(x).chunk(2, -1)
-    return _torch_gelu(opened, None, approximate) * other
+    y: Tensor = _torch_gelu(opened, None, approximate) * other
+    return y
 
 
 def _our_geglu(layer: nn.Linear, x: Tensor, approximate: str) -> Tensor:
@@ -79,8 +80,11 @@ STYLES: Mapping[str, Style] = {
         lambda layer, x, approximate: _our_gelu(_convolved(layer, x), layer.bias, approximate, dim=1),
         _our_geglu,
         lambda layer, x, position, approximate: triton_gelu.bias_gelu_transpose(
-            _convolved(layer, x), layer.bias, position, approximate=approximate
-        ),  # type: ignore[arg-type]
+            _convolved(layer, x),
+            layer.bias,
+            position,
+            approximate=approximate,  # type: ignore[arg-type]
+        ),
     ),
 }
 
