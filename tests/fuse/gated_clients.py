@@ -19,11 +19,15 @@ FLAT = torch.randn(2, 6, WIDTH)
 
 @dataclass(frozen=True)
 class Gated(Client):
-    """A model whose GELUs are gated: the library, the module that has the gate, and how many biases a gate has."""
+    """A model whose GELUs are gated: the library, the module that has the gate, and how many biases a gate has.
+
+    `one_graph` says whether the model itself compiles without a break.
+    """
 
     library: str = "transformers"
     module: str = ""
     biases: int = 0
+    one_graph: bool = True
 
 
 def model(name: str, **config: Any) -> Callable[[], nn.Module]:
@@ -156,9 +160,12 @@ def gated(
     module: str,
     library: str = "transformers",
     biases: int = 0,
+    one_graph: bool = True,
     **named: Any,
 ) -> Gated:
-    return Gated(make, keyword, example, sites, named, library=library, module=module, biases=biases)
+    return Gated(
+        make, keyword, example, sites, named, library=library, module=module, biases=biases, one_graph=one_graph
+    )
 
 
 GEMMA, T5 = "layers.{}.mlp.gate_proj", "encoder.block.{}.layer.1.DenseReluDense.wi_0"
@@ -203,11 +210,12 @@ GATED = {
     "mT5": gated(t5_like("MT5", "MT5EncoderModel"), "input_ids", TEXT, layers(T5, "tanh"), "MT5DenseGatedActDense"),
     "UMT5": gated(t5_like("UMT5", "UMT5EncoderModel"), "input_ids", TEXT, layers(T5, "tanh"), "UMT5DenseGatedActDense"),
     "LongT5": gated(
-        t5_like("LongT5", "LongT5EncoderModel"), "input_ids", TEXT, layers(T5, "tanh"), "LongT5DenseGatedActDense"
+        t5_like("LongT5", "LongT5EncoderModel"), "input_ids", TEXT, layers(T5, "tanh"), "LongT5DenseGatedActDense",
+        one_graph=False,
     ),
     "UDOP": gated(
         t5_like("Udop", "UdopEncoderModel"), "input_ids", TEXT, layers(T5, "none"),
-        "UdopDenseGatedActDense", bbox=torch.zeros(2, 6, 4),
+        "UdopDenseGatedActDense", one_graph=False, bbox=torch.zeros(2, 6, 4),
     ),
     "a feed-forward layer": gated(
         feed_forward(), "hidden_states", FLAT, [("net.0.proj", "none")], "GEGLU", "diffusers", 1
@@ -220,7 +228,7 @@ GATED = {
     ),
     "Transformer2DModel": gated(
         transformer_2d, "hidden_states", torch.randn(2, WIDTH, 4, 4),
-        layers("transformer_blocks.{}.ff.net.0.proj", "none"), "GEGLU", "diffusers", 1,
+        layers("transformer_blocks.{}.ff.net.0.proj", "none"), "GEGLU", "diffusers", 1, one_graph=False,
     ),
     "UNet2DConditionModel": gated(
         unet, "sample", torch.randn(2, 4, 8, 8), UNET, "GEGLU", "diffusers", 1,
