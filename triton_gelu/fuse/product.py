@@ -40,8 +40,8 @@ POPS: dict[str, Callable[[int], int]] = {
 """How many values an instruction takes off the stack, in all versions of Python, by its argument."""
 
 MOST = 4096
-APPLY = Function.apply.__code__
-"""Calls a forward without gradients, which what it returns has nevertheless."""
+APPLY = getattr(Function.apply, "__code__", None)
+"""Calls a forward without gradients, which what it returns has nevertheless. From PyTorch 2.14 on it has no code."""
 
 GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
