@@ -143,14 +143,14 @@ FORMS: dict[str, tuple[type[Joined], Combine, str]] = {
     "two layers, a variable": (Two, griffin, "none"),
     "two layers, the other first": (Two, other_first, "tanh"),
 }
-TOGETHER = [name for name, (_, combine, _) in FORMS.items() if combine not in (slices, narrows)]
 
 
-def biases(form: str, bias: bool) -> tuple[int, int]:
+def biases(form: str, *, bias: bool = True, compiled: bool = False) -> tuple[int, int]:
     """How many bias gradients are computed with the GELU's, and how many by a sum over rows."""
-    if not bias:
-        return 0, 0
-    return (1 + (FORMS[form][0] is Two), 0) if form in TOGETHER else (0, 1)  # PyTorch joins the gradients of slices
+    make, combine, _ = FORMS[form]
+    if compiled and combine in (slices, narrows):  # in graphs, PyTorch joins the gradients of slices
+        return 0, 1
+    return (1 + (make is Two)) * bias, 0
 
 
 def twins(form: str, bias: bool = True) -> tuple[Any, Any, Tensor]:
@@ -176,7 +176,7 @@ def test_a_gated_gelu_is_one_operator_with_its_gradients(
     calls = Calls(monkeypatch)
     assert_same(results(model, x), results(plain, x), 1e-5)
     assert (calls.gated, calls.forward) == ([formula], [])
-    assert (calls.fused_biases, calls.summed_biases) == biases(form, bias)
+    assert (calls.fused_biases, calls.summed_biases) == biases(form, bias=bias)
     with torch.no_grad():
         torch.testing.assert_close(model(x), plain(x))
     with torch.inference_mode():
@@ -193,7 +193,7 @@ def test_a_gated_gelu_compiles_to_one_operator(form: str, monkeypatch: pytest.Mo
     assert_same(results(model, x, call=compiled), results(plain, x), 1e-12)
     formula = FORMS[form][2]
     assert set(calls.gated) == {formula}
-    assert (calls.forward, calls.fused_biases, calls.summed_biases) == ([], *biases(form, bias=True))
+    assert (calls.forward, calls.fused_biases, calls.summed_biases) == ([], *biases(form, compiled=True))
 
 
 def test_a_gelu_written_out_may_be_gated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +344,12 @@ def switched_off_between(net: Any, h: Tensor) -> Tensor:
     return y + h[:, :16]
 
 
+def slice_without_gradient(net: Any, h: Tensor) -> Tensor:
+    with torch.no_grad():
+        a = h[:, :16]
+    return a * F.gelu(h[:, 16:])
+
+
 def in_a_loop(net: Any, h: Tensor) -> Tensor:
     a, b = halves(h)
     g = F.gelu(b)
@@ -452,6 +458,7 @@ USES: dict[str, Combine] = {
     "a half that is read between": read_between,
     "data that are read between": read_by_data,
     "a GELU without gradient": under_no_grad,
+    "a slice without gradient": slice_without_gradient,
     "a product without gradient": switched_off_between,
     "a loop": in_a_loop,
     "a closure": in_a_closure,
@@ -599,7 +606,7 @@ def test_a_write_that_cannot_be_seen_is_refused() -> None:
         model(x)
 
 
-@pytest.mark.parametrize("form", TOGETHER)
+@pytest.mark.parametrize("form", FORMS)
 def test_hooks_and_gradients_of_halves_are_those_of_the_unfused_model(form: str) -> None:
     model, plain, x = twins(form)
     seen = []
