@@ -207,8 +207,9 @@ def _has_halves(u: Tensor, w: Tensor) -> bool:
 
 
 def _may_become_halves(u: Tensor, w: Tensor, half: Half) -> bool:
-    """Whether two slices with a gradient are worth it; not in graphs, where that can't be done."""
-    return type(u) is Tensor and u.requires_grad and w.requires_grad and half.joined.numel() >= gelu.SMALL
+    """Whether two slices with a history are worth it; not in graphs, where that can't be done."""
+    recorded = u.grad_fn is not None and w.grad_fn is not None  # a slice without gradient says that it requires one
+    return recorded and type(u) is Tensor and half.joined.numel() >= gelu.SMALL
 
 
 def _become_halves(u: Tensor, w: Tensor, half: Half) -> None:
