@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from counting import Calls
 from small_tensors import small_tensors_take_the_whole_mechanism
-from test_fuse import Square, assert_same, doubles, results
+from test_fuse import Square, assert_same, doubles, one_process, results
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +21,7 @@ from triton_gelu import fuse, unfuse
 from triton_gelu.fuse import gelu, product
 from triton_gelu.fuse.product import POPS
 
-__all__ = ["small_tensors_take_the_whole_mechanism"]  # a fixture for every test here
+__all__ = ["one_process", "small_tensors_take_the_whole_mechanism"]  # fixtures, the second one for every test here
 
 Combine = Callable[..., Tensor]
 
@@ -703,6 +703,22 @@ def test_checkpoints_recompute_gates(reentrant: bool) -> None:
         assert_same(ours, results(plain, x), 1e-12)
 
 
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("form", ["the second of two chunks", "two layers"])
+def test_gates_work_under_ddp_and_fsdp2(form: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model, plain, x = twins(form)
+    expected = results(plain, x)
+    assert_same(results(model, x, call=nn.parallel.DistributedDataParallel(model)), expected, 1e-12)
+    mesh = init_device_mesh("cpu", (1,))
+    for part in (*([model.gate] if isinstance(model, Two) else []), model.up, model.down, model):
+        fully_shard(part, mesh=mesh)
+    ours = results(model, x)
+    assert_same([t.full_tensor() if hasattr(t, "full_tensor") else t for t in ours], expected, 1e-12)
+
+
 def test_small_gates_leave_the_bias_gradient_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     for form in ("the second of two chunks", "two layers"):
         model, plain, x = twins(form)
@@ -711,6 +727,14 @@ def test_small_gates_leave_the_bias_gradient_to_pytorch(monkeypatch: pytest.Monk
         assert_same(results(model, x), results(plain, x), 1e-12)
         assert (len(calls.gated), calls.fused_biases, calls.summed_biases) == (1, 0, 0)
         monkeypatch.setattr(gelu, "SMALL", 0)
+
+
+def test_nested_tensors_are_left_alone() -> None:
+    model, plain, _ = twins("the second of two chunks")
+    rows = [torch.randn(n, 8, dtype=torch.float64) for n in (2, 3)]
+    x = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    for ours, theirs in zip(model(x).unbind(), plain(x).unbind(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.usefixtures("without_kernels")

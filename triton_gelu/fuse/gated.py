@@ -40,7 +40,7 @@ class Half(NamedTuple):
 
 def half_of(h: Tensor, part: Tensor) -> Half | None:
     """That part is a half of h, if it is."""
-    if type(part) is not type(h) or part.ndim != h.ndim or part.stride() != h.stride():
+    if type(part) is not type(h) or part.is_nested or part.ndim != h.ndim or part.stride() != h.stride():
         return None
     dims = [dim for dim in range(-h.ndim, 0) if part.shape[dim] != h.shape[dim]]
     if len(dims) != 1 or 2 * part.shape[dims[0]] != h.shape[dims[0]]:
@@ -94,6 +94,8 @@ def divide(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
     The call must be plain eager, or AOTAutograd's.
     """
     h: Tensor = args[0]
+    if h.is_nested:
+        return func(*args, **kwargs), []
     recorded = h.requires_grad and torch.is_grad_enabled()
     dim = _dim_of_chunk(h, *args[1:], **kwargs) if func in CHUNK else None
     if dim is not None:
