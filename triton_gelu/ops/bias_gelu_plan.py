@@ -7,8 +7,9 @@ how many programs share a sum. Of the backward pass a size may be a compiler's s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -21,11 +22,29 @@ from ..core.tiling import ACCESSES, Tile, backward_tile, forward_tile, partial_s
 GRID_FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
 
 
+@dataclass(frozen=True)
+class Gate:
+    """Whether GELU's value is multiplied, and by what: GATED in gated_kernels.py, and how far the halves are apart.
+
+    `halves` has that, in elements, for x, for its incoming gradient in a second backward pass, and for its gradient.
+    """
+
+    gated: str = "no"
+    halves: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def is_joined(self) -> bool:
+        return self.gated in ("first", "second")
+
+
+NO_GATE = Gate()
+
+
 def forward(target: Target, layout: Ints, x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Plan:
     """Plan y = gelu(x + bias); `layout` has the strides of results."""
     matrices, copied = matrices_with_result(layout, x.shape, None if bias is None else dim, x.stride())
     launch = forward_launch(matrices, x.itemsize, approximate, target)
-    return Plan((Step(launch, ("x", "bias", "y")),), dense=("x",) if copied else ())
+    return Plan((Step(launch, ("x", "bias", "y", None, None)),), dense=("x",) if copied else ())
 
 
 def backward(
@@ -106,15 +125,15 @@ def _backward(
     )
     ddy, dx, dbias = results
     partials = Partials(dbias, plan.partials, matrices.bias_size, plan.reduce) if needs_bias else None
-    tensors = "dy", "ddx", "ddbias", "x", "bias", ddy, dx, PARTIALS if needs_bias else None
+    tensors = "dy", "ddx", "ddbias", "x", "bias", ddy, dx, PARTIALS if needs_bias else None, *(None,) * 6
     dense = tuple(name for name, tensor in given.items() if tensor is not None) if copied else ()
     return Plan((Step(plan.main, tensors),), partials, dense)
 
 
-def forward_launch(matrices: Matrices, itemsize: int, formula: str, target: Target) -> Launch:
-    """Plan `y = gelu(x + bias)`; `matrices` has the strides of x and y."""
-    align = matrices.alignment(ALIGN)
-    chosen = in_flight.forward(target, align)
+def forward_launch(matrices: Matrices, itemsize: int, formula: str, target: Target, gate: Gate = NO_GATE) -> Launch:
+    """Plan `y = gelu(x + bias)`; `matrices` has the strides of x, y and, if there is a gate, of other."""
+    align = math.gcd(matrices.alignment(ALIGN), *gate.halves)
+    chosen = in_flight.forward(target, align, gated=gate.gated != "no")
     tile = forward_tile(matrices, itemsize, target.tile_scale, chosen)
     row_tiles = cdiv(matrices.rows, tile.rows)
     stacked = row_tiles * matrices.batch
@@ -123,12 +142,12 @@ def forward_launch(matrices: Matrices, itemsize: int, formula: str, target: Targ
         grid=(cdiv(matrices.cols, tile.cols), min(stacked, GRID_FOLD), cdiv(stacked, GRID_FOLD)),
         integers=(
             matrices.batch, matrices.rows, matrices.cols // align, row_tiles,
-            *_strides(matrices, align),
+            *_strides(matrices, 3, align), gate.halves[0] // align,
         ),
         constants=(
             *_constants(matrices, formula, target, align, tile, tile.rows),
             ("BATCHED", matrices.batch > 1), ("GRID_FOLD", GRID_FOLD), ("SAME_STRIDES", _same_strides(matrices)),
-            ("UNROLL", chosen.unroll), ("LOADS", chosen.loads),
+            ("UNROLL", chosen.unroll), ("LOADS", chosen.loads), ("GATED", gate.gated),
         ),
         num_warps=num_warps(tile.warps, target),
         registers=chosen.registers,
@@ -136,16 +155,31 @@ def forward_launch(matrices: Matrices, itemsize: int, formula: str, target: Targ
 
 
 def backward_launches(
-    matrices: Matrices, itemsize: int, formula: str, target: Target, *, needs_dy: bool, needs_x: bool, needs_bias: bool
+    matrices: Matrices,
+    itemsize: int,
+    formula: str,
+    target: Target,
+    *,
+    needs_dy: bool,
+    needs_x: bool,
+    needs_bias: bool,
+    gate: Gate = NO_GATE,
+    needs_other: bool = False,
+    needs_other_bias: bool = False,
+    double: bool | None = None,
 ) -> Backward:
     """Plan `dx = dy * gelu'(x + bias)` and its sum over everything but the axis of the bias.
 
     `matrices` has the strides of dy, ddx, x and dx, where ddx is the gradient of dx in a second backward pass and
     stands for dy in the first, which has no gradient of dy. The gradient of a bias that was added to x before, so that
-    the kernel is given none, is planned alike: `matrices.bias` names its axis.
+    the kernel is given none, is planned alike: `matrices.bias` names its axis. With a gate `matrices` goes on with
+    other and ddy, and the sums of both biases lie next to each other; `double` tells a second backward pass.
     """
-    align = matrices.alignment(ALIGN)
-    chosen = in_flight.backward(target, align, matrices.bias, formula, double=needs_dy)
+    gated = gate.gated != "no"
+    align = math.gcd(matrices.alignment(ALIGN), *gate.halves)
+    chosen = in_flight.backward(
+        target, align, matrices.bias, formula, double=needs_dy if double is None else double, gated=gated
+    )
     places = target.processors * chosen.programs
     tile = backward_tile(matrices, itemsize, target.tile_scale, places)
     unroll = chosen.unroll
@@ -154,13 +188,17 @@ def backward_launches(
     else:
         tiles, length, step = cdiv(matrices.cols, tile.cols), matrices.rows, tile.rows * unroll
     wanted = max(places // tiles, 1) if isinstance(tiles, int) else 1
-    sums = partial_sums(matrices.batch, length, step, wanted, itemsize, partial_share(matrices, itemsize))
+    share = partial_share(matrices, itemsize)
+    vectors = max(needs_bias + needs_other_bias, 1)
+    sums = partial_sums(
+        matrices.batch, length, step, wanted, itemsize, share, vectors=vectors, tensors=5 if gated else 3
+    )
     main = Launch(
         kernel="bias_gelu_backward",
         grid=(tiles, sums.count, 1),
         integers=(
             matrices.batch, matrices.rows, matrices.cols // align, sums.segments, sums.batches, sums.steps,
-            *_strides(matrices, align),
+            *_strides(matrices, 6, align), *(half // align for half in gate.halves),
         ),
         constants=(
             *_constants(
@@ -169,12 +207,18 @@ def backward_launches(
             ("SAME_STRIDES", _same_strides(matrices)),
             ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias),
             ("UNROLL", unroll), ("LOADS", chosen.loads),
+            ("GATED", gate.gated), ("NEEDS_OTHER", needs_other), ("NEEDS_OTHER_BIAS", needs_other_bias),
         ),
         num_warps=num_warps(tile.warps, target),
         registers=chosen.registers,
     )  # fmt: skip
-    several = needs_bias and sums.count > 1
-    return Backward(main, sums.count, reduce(sums.count, matrices.bias_size, target) if several else None)
+    if sums.count == 1 or not (needs_bias or needs_other_bias):
+        return Backward(main, sums.count, None)
+    if vectors == 2 and not gate.is_joined:
+        both = reduce(sums.count, 2 * matrices.bias_size, target)
+        both = replace(both, kernel="reduce_both_partials", integers=(sums.count, matrices.bias_size))
+        return Backward(main, sums.count, both)
+    return Backward(main, sums.count, reduce(sums.count, vectors * matrices.bias_size, target))
 
 
 def _constants(
@@ -197,6 +241,7 @@ def _same_strides(matrices: Matrices) -> bool:
     return all(pair == matrices.strides[0] for pair in matrices.strides)
 
 
-def _strides(matrices: Matrices, align: int) -> Iterable[int]:
-    """All strides in units of `align`."""
-    return (stride // align for pair in matrices.strides for stride in pair)
+def _strides(matrices: Matrices, tensors: int, align: int) -> Iterable[int]:
+    """The strides of so many tensors in units of `align`, 0 for those that `matrices` does not have."""
+    pairs = (*matrices.strides, *((0, 0),) * (tensors - len(matrices.strides)))
+    return (stride // align for pair in pairs for stride in pair)
