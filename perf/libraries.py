@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from perf.cases import Case
+from perf.cases import TWO, Case
 from perf.library import FORMULAS
 
 Call = Callable[..., Tensor]
+ADDMM, LIGER = "torch._addmm_activation", "Liger GEGLU"
 LIGER_ROW = 1024
 INNER = 16  # features of a product that leaves its input as it is: few, and still a shape of tensor cores
 
@@ -64,7 +65,7 @@ def is_linear(case: Case) -> bool:
 
 def is_gated(case: Case) -> bool:
     """Whether the case is GELU times another tensor, without biases."""
-    return bool(getattr(case, "gated", False)) and case.dim is None
+    return case.gated == TWO and case.dim is None
 
 
 def addmm_activation(case: Case) -> Call:
@@ -100,10 +101,10 @@ def liger_alone(u: Tensor) -> Tensor:
 
 
 LIBRARIES: Mapping[str, Library] = {
-    "torch._addmm_activation": Library(
+    ADDMM: Library(
         addmm_activation, epilogue_alone, is_linear, "a Linear with its GELU", no_backward="it has no derivative"
     ),
-    "Liger GEGLU": Library(
+    LIGER: Library(
         lambda case: liger,
         liger_alone,
         is_gated,

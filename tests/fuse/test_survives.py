@@ -624,7 +624,7 @@ def test_reasons_are_true() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             gate, value = self.up(x).chunk(2, self.dim)
-            return F.gelu(gate) * value
+            return torch.mul(F.gelu(gate), value)
 
     x = torch.randn(4, 8)
     assert [site.reason for site in fuse(Gated(True), x)] == ["gated: GELU of a part, by chunk"]
@@ -673,6 +673,8 @@ COMPILED: dict[str, Callable[[], nn.Module]] = {
     "a condition": Conditional,
     "a layout": lambda: Net(lambda h: F.gelu(h.view(2, 2, 16)).view(4, 16)),
     "vmap": lambda: Net(lambda h: F.gelu(h) + torch.vmap(torch.sin)(h)),
+    "a gate": lambda: Net(lambda h: (h.chunk(2, -1)[0] * F.gelu(h.chunk(2, -1)[1])).repeat(1, 2)),
+    "slices of a gate": lambda: Net(lambda h: (F.gelu(h[:, 8:]) * h[:, :8]).repeat(1, 2)),
 }
 
 

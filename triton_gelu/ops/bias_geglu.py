@@ -12,7 +12,7 @@ from ..core.declare import HALF, VECTOR, WHOLE, Arg, Option, Tensors
 from ..core.dispatch import Backend, Kernels, cpu_support
 from ..core.op import Op
 from ..formulas import FORMULAS
-from . import bias_gelu, gated_cpu, gated_plan, vectors
+from . import bias_gelu, gated_compiled, gated_cpu, gated_plan, vectors
 from .bias_gelu import value
 from .bias_gelu_mul import gradients, incoming, second_gradients, to_dtype_of
 from .halves import check_activated, halves, joined
@@ -111,6 +111,7 @@ BIAS_GEGLU = Op(
     ),
     backends=[CPU],
     plain=Backend(bias_gelu.PLAIN.name, forward, backward, double_backward),
+    graph=Backend(gated_compiled.NAME, gated_compiled.joined_forward, gated_compiled.joined_backward),
     standard=standard,
 )
 """gelu(one half of x + bias) times the other, and its derivatives: see `triton_gelu.bias_geglu`."""
