@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from triton_gelu import bias_gelu, bias_gelu_transpose
 from triton_gelu.core import compat_torch, graph
@@ -161,7 +160,6 @@ BESIDE: dict[str, tuple[Callable[[Tensor], Any], tuple[int, ...]]] = {
         lambda x: bias_gelu_transpose(F.conv1d(x, KERNEL), CHANNELS, torch.ones(7, 16)) @ torch.ones(16, 3),
         WAVES,
     ),
-    "a checkpoint, where the value is computed again": (lambda x: checkpoint(mlp, x, use_reentrant=False), ROWS),
     "sizes that depend on data": (lambda x: mlp(x[x.sum(-1) > 0]), ROWS),
     "sizes that depend on data, x itself": (lambda x: bias_gelu(first(x)[x.sum(-1) > 0], B), ROWS),
 }
