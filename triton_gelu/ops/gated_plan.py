@@ -5,6 +5,7 @@ The halves of a joined x are matrices of half its size along `dim`, with x's str
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -212,9 +213,13 @@ def _together(
     seen = matrices(shape, dim, *lie) if possible else None
     if seen is not None:
         return seen, lie
-    seen = matrices(shape, dim, *dense)
-    assert seen is not None
-    return seen, dense
+    return matrices(shape, dim, *dense) or _column(shape, dim, dense), dense
+
+
+def _column(shape: Sequence[int], dim: int | None, dense: Sequence[Ints]) -> Matrices:
+    """The matrices of halves of one element that lie next to each other: one column, with gaps between its rows."""
+    steps = [min(step for step, size in zip(strides, shape, strict=True) if size != 1) for strides in dense]
+    return Matrices(1, math.prod(shape), 1, "none" if dim is None else "cols", tuple([(0, step) for step in steps]))
 
 
 def _with_factor(seen: Matrices, of: int) -> Matrices:
