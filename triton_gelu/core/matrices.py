@@ -88,3 +88,14 @@ def matrices_with_result(
     together = matrices(shape, dim, *[result] * (len(strides) + 1))
     assert together is not None
     return together, True
+
+
+def rows_in_memory(shape: Sequence[int], dim: int, strides: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The dimensions of a dense tensor by descending stride: those that count its rows, and those that make up a row.
+
+    A row has the dimensions inside of `dim`, or `dim` alone where that is the innermost: no bias along `dim` cuts one.
+    Dimensions of one element are left out.
+    """
+    order = sorted((d for d, size in enumerate(shape) if size != 1), key=lambda d: -strides[d])
+    first = min(order.index(dim) + 1 if dim in order else len(order), len(order) - 1)
+    return order[:first], order[first:]

@@ -1,0 +1,144 @@
+"""Dropout of an operator's result, in the same pass: `with_dropout` makes the operator that has it.
+
+With y = w f(x), where w is 0 or 1 / (1 - p), the backward pass is that of f, whose dy is multiplied by w; so nothing
+of f is written again. w is not saved: it follows from a seed and from the place in the result, by Philox. A counter
+gives the bits of 16 bytes of the result, 16 bits of an element of 2 bytes, else 32, so that p is rounded to a multiple
+of 2^-16 or 2^-32. An element is kept if its bits, as a number, are below (1 - p) of them all.
+
+The seed is drawn outside of the operator, as torch.nn.functional.dropout draws, for all that PyTorch does to random
+numbers to apply: manual_seed, fork_rng, checkpoint, compilers, CUDA graphs, vmap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import compat_torch
+from .declare import BACKWARD, FORWARD, SEED, Arg, Option, Tensors
+from .dispatch import Backend
+from .matrices import rows_in_memory
+from .op import Op
+from .philox import philox, words_of
+from .plan import cdiv
+from .run import strides_of
+
+COUNTER_BITS = 128
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How bits decide on an element: it is kept, and multiplied by `scale`, if they are less than `threshold`.
+
+    `bits` is how many there are, `per_counter` how many elements share the bits of a counter.
+    """
+
+    bits: int
+    per_counter: int
+    threshold: int
+    scale: float
+
+
+def rate(dropout_p: float, itemsize: int) -> Rate:
+    """The rate for results of elements of this size. `scale` goes with the rounded p: the mean of w is exactly 1."""
+    bits = 16 if itemsize == 2 else 32
+    threshold = round((1 - dropout_p) * 2**bits)
+    return Rate(bits, COUNTER_BITS // bits, threshold, 2**bits / threshold if threshold else 0.0)
+
+
+def draw_seed(x: Any) -> Tensor | None:
+    """A seed for a result on x's device; None if x is no tensor, as the operator's check will say."""
+    return torch.randint(-(2**63), 2**63 - 1, (), device=x.device) if isinstance(x, Tensor) else None
+
+
+def weight(
+    seed: Tensor, shape: Sequence[int], dim: int, strides: Sequence[int], rate: Rate, dtype: torch.dtype
+) -> Tensor:
+    """w, for a dense result of this shape whose memory lies as `strides` say. Each of its rows begins a counter."""
+    outer, row = rows_in_memory(shape, dim, strides)
+    sizes = [shape[d] for d in (*outer, *row)]
+    rows, columns = math.prod(sizes[: len(outer)]), math.prod(sizes[len(outer) :])
+    counters = cdiv(columns, rate.per_counter)
+    number = torch.arange(rows * counters, device=seed.device)
+    bits = philox(words_of(seed), (*words_of(number), 0, 0))
+    if rate.bits == 16:
+        bits = tuple([half for word in bits for half in (word & 0xFFFF, word >> 16)])
+    kept = torch.stack(bits, -1).reshape(rows, counters * rate.per_counter)[:, :columns] < rate.threshold
+    in_memory = (kept.to(dtype) * rate.scale).reshape(sizes)
+    place = {d: i for i, d in enumerate((*outer, *row))}
+    return in_memory.permute([place[d] for d in sorted(place)]).reshape(shape)
+
+
+def with_dropout(op: Op) -> Op:
+    """The operator followed by dropout: with a further tensor `seed`, last, and a further option `dropout_p`, last."""
+    count = len(op.inputs)
+
+    def check(x: Tensor, *options: Any) -> tuple[Any, ...]:
+        if compat_torch.is_sharded(x):
+            raise NotImplementedError(
+                "dropout_p must be 0 for a DTensor, whose shards would share a mask: call torch.nn.functional.dropout"
+            )
+        return *op.check_options(x, *options[:-1]), check_dropout_p(options[-1])
+
+    def standard(*given: Any) -> Tensor:
+        return F.dropout(op.standard(*given[:count], *given[count + 1 : -1]), given[-1])
+
+    return Op(
+        f"{op.name}_dropout",
+        [*op.inputs, Arg("seed", SEED, differentiable=False)],
+        op.levels[FORWARD].results[0].kind,
+        [*op.options, Option("dropout_p", "float")],
+        dim=lambda *options: op.dim(*options[:-1]),
+        check=check,
+        plain=_followed(op, op.plain),
+        standard=standard,
+    )
+
+
+def _followed(op: Op, of: Backend) -> Backend:
+    """A backend of the operator, followed by dropout: its result times w, and its gradients of dy times w."""
+    count, result = len(op.inputs), op.levels[FORWARD].results[0].kind
+
+    def parts(x: Tensor, *given: Any) -> tuple[tuple[Any, ...], Tensor]:
+        """The arguments of the operator without dropout, and w."""
+        others, seed, options, dropout_p = given[: count - 1], given[count - 1], given[count:-1], given[-1]
+        dim = op.dim(*options)
+        shape, strides = result.shape(x.shape, dim), strides_of(result, op.inputs[0].kind, x, dim)
+        return (x, *others, *options), weight(seed, shape, dim, strides, rate(dropout_p, x.itemsize), _wide(x))
+
+    def forward(*given: Any) -> Tensor:
+        (x, *others), w = parts(*given)
+        return (of.forward(x.to(w.dtype), *others) * w).to(x.dtype)
+
+    def backward(dy: Tensor, *given: Any) -> Tensors:
+        inner, w = parts(*given[:-1])
+        return of.backward(dy * w, *inner, given[-1])
+
+    def double_backward(*given: Any) -> Tensors:
+        *incoming, dy = given[: len(op.levels[BACKWARD].results) + 1]
+        inner, w = parts(*given[len(incoming) + 1 : -1])
+        assert of.double_backward is not None
+        ddy, *gradients = of.double_backward(*incoming, dy * w, *inner, given[-1])
+        return None if ddy is None else (ddy * w).to(dy.dtype), *gradients
+
+    return Backend(of.name, forward, backward, double_backward if of.double_backward else None, of.supports)
+
+
+def check_dropout_p(dropout_p: Any) -> float:
+    """The probability as a float; raise unless it is one."""
+    if not isinstance(dropout_p, (int, float)):
+        raise TypeError(f"dropout_p must be a float, got {type(dropout_p).__name__}")
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")
+    return float(dropout_p)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The type of the arithmetic: fp32, or fp64 for fp64 x."""
+    return torch.promote_types(x.dtype, torch.float32)
