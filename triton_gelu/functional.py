@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .core.dropout import draw_seed
 from .formulas import FORMULAS, Approximate, check_approximate
 from .ops.bias_geglu import BIAS_GEGLU, Activated, check_activated
 from .ops.bias_gelu import BIAS_GELU
@@ -64,7 +63,7 @@ def bias_gelu(
     """
     if dropout_p == 0.0:
         return BIAS_GELU.call(x, bias, dim, approximate)
-    return BIAS_GELU_DROPOUT.call(x, bias, draw_seed(x), dim, approximate, dropout_p)
+    return BIAS_GELU_DROPOUT.drop(BIAS_GELU_DROPOUT.draw_seed(x), x, bias, dim, approximate, dropout_p)
 
 
 def gelu(x: Tensor, *, approximate: Approximate = "tanh") -> Tensor:
@@ -108,7 +107,7 @@ def bias_geglu(
     """
     if dropout_p == 0.0:
         return BIAS_GEGLU.call(x, bias, dim, approximate, activated)
-    return BIAS_GEGLU_DROPOUT.call(x, bias, draw_seed(x), dim, approximate, activated, dropout_p)
+    return BIAS_GEGLU_DROPOUT.drop(BIAS_GEGLU_DROPOUT.draw_seed(x), x, bias, dim, approximate, activated, dropout_p)
 
 
 def bias_gelu_mul(
@@ -146,7 +145,8 @@ def bias_gelu_mul(
     """
     if dropout_p == 0.0:
         return BIAS_GELU_MUL.call(x, other, bias, other_bias, dim, approximate)
-    return BIAS_GELU_MUL_DROPOUT.call(x, other, bias, other_bias, draw_seed(x), dim, approximate, dropout_p)
+    seed = BIAS_GELU_MUL_DROPOUT.draw_seed(x)
+    return BIAS_GELU_MUL_DROPOUT.drop(seed, x, other, bias, other_bias, dim, approximate, dropout_p)
 
 
 def bias_gelu_transpose(

@@ -1,4 +1,4 @@
-"""Dropout of an operator's result, in the same pass: `with_dropout` makes the operator that has it.
+"""Dropout of an operator's result, in the same pass: `DropoutOp` is the operator that has it.
 
 With y = w f(x), where w is 0 or 1 / (1 - p), the backward pass is that of f, whose dy is multiplied by w; so nothing
 of f is written again. w is not saved: it follows from a seed and from the place in the result, by Philox. A counter
@@ -6,7 +6,8 @@ gives the bits of 16 bytes of the result, 16 bits of an element of 2 bytes, else
 of 2^-16 or 2^-32. An element is kept if its bits, as a number, are below (1 - p) of them all.
 
 The seed is drawn outside of the operator, as torch.nn.functional.dropout draws, for all that PyTorch does to random
-numbers to apply: manual_seed, fork_rng, checkpoint, compilers, CUDA graphs, vmap.
+numbers to apply: manual_seed, fork_rng, checkpoint, compilers, CUDA graphs, vmap. Where eager mode has no kernels,
+PyTorch's own dropout follows the operator: on a CPU it draws its mask in less time than Philox takes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from . import compat_torch
 from .declare import BACKWARD, FORWARD, SEED, Arg, Option, Tensors
-from .dispatch import Backend
+from .dispatch import Backend, kernels_support
 from .matrices import rows_in_memory
 from .op import Op
 from .philox import philox, words_of
@@ -52,11 +53,6 @@ def rate(dropout_p: float, itemsize: int) -> Rate:
     return Rate(bits, COUNTER_BITS // bits, threshold, 2**bits / threshold if threshold else 0.0)
 
 
-def draw_seed(x: Any) -> Tensor | None:
-    """A seed for a result on x's device; None if x is no tensor, as the operator's check will say."""
-    return torch.randint(-(2**63), 2**63 - 1, (), device=x.device) if isinstance(x, Tensor) else None
-
-
 def weight(
     seed: Tensor, shape: Sequence[int], dim: int, strides: Sequence[int], rate: Rate, dtype: torch.dtype
 ) -> Tensor:
@@ -75,54 +71,65 @@ def weight(
     return in_memory.permute([place[d] for d in sorted(place)]).reshape(shape)
 
 
-def with_dropout(op: Op) -> Op:
-    """The operator followed by dropout: with a further tensor `seed`, last, and a further option `dropout_p`, last."""
-    count = len(op.inputs)
+class DropoutOp(Op):
+    """An operator followed by dropout: with a further tensor `seed`, last, and a further option `dropout_p`, last."""
 
-    def check(x: Tensor, *options: Any) -> tuple[Any, ...]:
-        if compat_torch.is_sharded(x):
+    def __init__(self, op: Op) -> None:
+        self.alone = op
+        super().__init__(
+            f"{op.name}_dropout",
+            [*op.inputs, Arg("seed", SEED, differentiable=False)],
+            op.levels[FORWARD].results[0].kind,
+            [*op.options, Option("dropout_p", "float")],
+            dim=lambda *options: op.dim(*options[:-1]),
+            check=lambda x, *options: (*op.check_options(x, *options[:-1]), check_dropout_p(options[-1])),
+            plain=followed(op, op.plain),
+        )
+
+    def draw_seed(self, x: Any) -> Tensor | None:
+        """A seed for tensors like x, or None where PyTorch's own dropout is to follow: it is faster without kernels."""
+        if not isinstance(x, Tensor) or compat_torch.is_exporting():
+            return None
+        if not (torch.compiler.is_compiling() or kernels_support(x).possible):
+            return None
+        return torch.randint(-(2**63), 2**63 - 1, (), device=x.device)
+
+    def drop(self, seed: Tensor | None, *given: Any) -> Tensor:
+        """The result of a call whose `seed`, from `draw_seed`, comes first."""
+        *others, dropout_p = given
+        dropout_p = check_dropout_p(dropout_p)
+        if isinstance(given[0], Tensor) and compat_torch.is_sharded(given[0]):
             raise NotImplementedError(
                 "dropout_p must be 0 for a DTensor, whose shards would share a mask: call torch.nn.functional.dropout"
             )
-        return *op.check_options(x, *options[:-1]), check_dropout_p(options[-1])
-
-    def standard(*given: Any) -> Tensor:
-        return F.dropout(op.standard(*given[:count], *given[count + 1 : -1]), given[-1])
-
-    return Op(
-        f"{op.name}_dropout",
-        [*op.inputs, Arg("seed", SEED, differentiable=False)],
-        op.levels[FORWARD].results[0].kind,
-        [*op.options, Option("dropout_p", "float")],
-        dim=lambda *options: op.dim(*options[:-1]),
-        check=check,
-        plain=_followed(op, op.plain),
-        standard=standard,
-    )
+        if seed is None:
+            return F.dropout(self.alone.call(*others), dropout_p)
+        count = len(self.alone.inputs)
+        return self.call(*others[:count], seed, *others[count:], dropout_p)
 
 
-def _followed(op: Op, of: Backend) -> Backend:
+def followed(op: Op, of: Backend) -> Backend:
     """A backend of the operator, followed by dropout: its result times w, and its gradients of dy times w."""
     count, result = len(op.inputs), op.levels[FORWARD].results[0].kind
 
-    def parts(x: Tensor, *given: Any) -> tuple[tuple[Any, ...], Tensor]:
-        """The arguments of the operator without dropout, and w."""
-        others, seed, options, dropout_p = given[: count - 1], given[count - 1], given[count:-1], given[-1]
-        dim = op.dim(*options)
+    def parts(given: Sequence[Any]) -> tuple[tuple[Any, ...], Tensor]:
+        """The arguments of the operator alone, and w."""
+        (x, *others), seed, options, dropout_p = given[:count], given[count], given[count + 1 : -1], given[-1]
+        dim, wide = op.dim(*options), torch.promote_types(x.dtype, torch.float32)
         shape, strides = result.shape(x.shape, dim), strides_of(result, op.inputs[0].kind, x, dim)
-        return (x, *others, *options), weight(seed, shape, dim, strides, rate(dropout_p, x.itemsize), _wide(x))
+        return (x, *others, *options), weight(seed, shape, dim, strides, rate(dropout_p, x.itemsize), wide)
 
     def forward(*given: Any) -> Tensor:
-        (x, *others), w = parts(*given)
+        (x, *others), w = parts(given)
         return (of.forward(x.to(w.dtype), *others) * w).to(x.dtype)
 
     def backward(dy: Tensor, *given: Any) -> Tensors:
-        inner, w = parts(*given[:-1])
+        inner, w = parts(given[:-1])
         return of.backward(dy * w, *inner, given[-1])
 
     def double_backward(*given: Any) -> Tensors:
         *incoming, dy = given[: len(op.levels[BACKWARD].results) + 1]
-        inner, w = parts(*given[len(incoming) + 1 : -1])
+        inner, w = parts(given[len(incoming) + 1 : -1])
         assert of.double_backward is not None
         ddy, *gradients = of.double_backward(*incoming, dy * w, *inner, given[-1])
         return None if ddy is None else (ddy * w).to(dy.dtype), *gradients
@@ -137,8 +144,3 @@ def check_dropout_p(dropout_p: Any) -> float:
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")
     return float(dropout_p)
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """The type of the arithmetic: fp32, or fp64 for fp64 x."""
-    return torch.promote_types(x.dtype, torch.float32)
