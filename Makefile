@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n auto --dist loadgroup
 
-.PHONY: sweep gpu test test-all matrix lint clean
+.PHONY: sweep gpu test test-all matrix lint wheel hub clean
 
 .venv/torch:
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,16 @@ PARALLEL := -n auto --dist loadgroup
 
 sweep: .venv/sweep
 	$(BIN)/python -m perf measure --set quick --plot
+
+# What a package index takes: a wheel and a source distribution, and whether it would show them as they are meant.
+wheel: .venv/dev
+	rm -rf dist/index
+	$(BIN)/python -m hatchling build -d dist/index
+	$(BIN)/python -m twine check --strict dist/index/*
+
+# A folder to upload to the hub of Hugging Face's `kernels` as it is.
+hub: .venv/torch
+	$(BIN)/python hub/build.py --output dist/hub
 
 gpu: .venv/dev
 	$(BIN)/python -m perf gpu
@@ -48,7 +58,7 @@ test-all: test .venv/pinned
 	$(PYTEST) -m 'slow and alone'
 	PYTHONPATH='$(CURDIR)/.venv/pinned' $(PYTEST) -m 'kernels and not slow' $(PARALLEL)
 
-# The suite on other versions, each in an environment of its own: make matrix MATRIX="torch==2.14.1 torch==2.10.0,numpy==2.3.5".
+# The suite on other versions, each in an environment of its own, and a row of what passed: make matrix MATRIX="torch==2.14.1 torch==2.10.0,numpy==2.3.5".
 # Triton's interpreter before 3.7 wants numpy before 2.4: https://github.com/triton-lang/triton/issues/9171.
 MATRIX ?= torch==2.13.0,triton==3.7.1
 comma := ,
@@ -59,8 +69,9 @@ matrix: $(MATRIX:%=.matrix/%/passed)
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet $(subst $(comma), ,$*)
 	$(@D)/bin/python -m pip install --quiet --editable '.[dev]' $(subst $(comma), ,$*)
-	$(@D)/bin/python -m pytest -m 'not slow and not alone' $(PARALLEL)
-	$(@D)/bin/python -m pytest -m 'not slow and alone'
+	$(@D)/bin/python -m pytest -m 'not slow and not alone' $(PARALLEL) --junitxml $(@D)/together.xml
+	$(@D)/bin/python -m pytest -m 'not slow and alone' --junitxml $(@D)/alone.xml
+	$(@D)/bin/python -m perf suite $(@D)/together.xml $(@D)/alone.xml
 	touch $@
 
 FORCE:

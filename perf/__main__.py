@@ -25,6 +25,7 @@ MODULES = {  # each has add_arguments(parser) and run(args) -> exit code
     "report": "perf.show.report",
     "gpu": "perf.time.gpu",
     "notebooks": "perf.show.notebooks",
+    "suite": "perf.suite",
     "readme": "perf.show.readme",
     "fit": "perf.accuracy.fit",
 }
@@ -39,6 +40,7 @@ COMMANDS = {
     "report": "the same in Markdown, with pictures, for a pull request",
     "gpu": "all of it on a GPU in a quarter of an hour, packed to be sent back",
     "notebooks": "execute the notebooks and keep their outputs",
+    "suite": "record how many tests passed, and on which versions",
     "readme": "rewrite the documents' figures from the committed rows",
     "fit": "fit the polynomials of the formulas and print their errors",
 }

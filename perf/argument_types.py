@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 
 from perf import library
+from perf.static.gpus import GPUS
 
 DTYPES = {name: str(dtype).removeprefix("torch.") for name, dtype in library.DTYPES.items()}
 
@@ -26,6 +28,25 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
+
+
+def gpu(text: str) -> str:
+    """A GPU that is known to static analysis, as its key."""
+    try:
+        key = library.key_of(text)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
+    if key not in GPUS:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(GPUS)}, got {text!r}: its pipes are not known")
+    return key
+
+
+def add_gpus(parser: argparse.ArgumentParser, default: Sequence[str]) -> None:
+    """The option that names GPUs to compile for: `gpus`."""
+    words = f"to compile for: {', '.join(GPUS)}, or an architecture such as sm_90 (default: {' '.join(default)})"
+    parser.add_argument(
+        "--gpu", "--target", dest="gpus", nargs="+", type=gpu, metavar="GPU", default=list(default), help=words
+    )
 
 
 def dtype_name(text: str) -> str:

@@ -20,6 +20,8 @@ DIRECTIONS = ("forward", "forward_backward")
 SEED = 0
 MOST_ELEMENTS = 2**60  # a size in bytes is a signed number of 64 bits, also in float64
 FRESH = "fresh memory"  # how the names of such cases end
+MOVED = {"forward": (2, 1, 1), "backward": (3, 2, 1), "forward_backward": (5, 3, 2)}
+"""How often tensors, biases and positions are read or written."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,14 @@ class Case:
 
     @property
     def differentiates(self) -> bool:
-        return self.direction == "forward_backward"
+        return self.direction != "forward"
 
     def compulsory_bytes(self) -> int:
         """Bytes that no implementation of the GELU can avoid moving, each tensor once; what GB/s is counted in.
 
-        Forward: read x, bias and position, write y. Backward adds: read dy, x and bias, write all gradients.
+        Forward: read x, bias and position, write y. Backward: read dy, x and bias, write all gradients.
         """
-        passes, vectors, positions = (5, 3, 2) if self.differentiates else (2, 1, 1)
+        passes, vectors, positions = MOVED[self.direction]
         moved = passes * self.elements + vectors * self.bias_length + positions * self.position_elements
         return moved * self.torch_dtype.itemsize
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ from triton_gelu.__main__ import parse_dim, parse_shape
 from triton_gelu.core import checks, compat_triton
 from triton_gelu.core.dispatch import Backend
 from triton_gelu.core.op import Op
-from triton_gelu.core.targets import TARGETS
+from triton_gelu.core.targets import TARGETS, Datum, Target, key_of
 from triton_gelu.formulas import FORMULAS
 from triton_gelu.ops.bias_gelu import BIAS_GELU
 from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from perf.cases import Case
 
 __all__ = [
-    "DTYPES", "FORMULAS", "TARGETS", "call_by_kernels", "forget_drivers", "is_interpreted", "kernel_formulas",
-    "parse_dim", "parse_shape", "replaced", "triton_drives",
+    "DTYPES", "FORMULAS", "PLANS", "PLAN_VARIABLE", "TARGETS", "Datum", "Target", "call_by_kernels", "forget_drivers",
+    "gpu_reported_as", "is_interpreted", "kernel_formulas", "key_of", "parse_dim", "parse_shape", "replaced",
+    "triton_drives",
 ]  # fmt: skip
 
 DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: fp32, bf16, fp16
@@ -39,6 +41,9 @@ DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: f
     if dtype != torch.float64
 }
 META = torch.device("meta")
+PLAN_VARIABLE = "TRITON_GELU_PLAN"
+PLANS: tuple[str, ...] = ()
+"""What the environment variable may ask for, apart from the plans that are the default."""
 
 
 def call_by_kernels(case: Case) -> Callable[[], object]:
@@ -85,6 +90,11 @@ def replaced(bias_gelu: Callable[..., Tensor], bias_gelu_transpose: Callable[...
         mock.patch.object(BIAS_GELU_TRANSPOSE, "call", bias_gelu_transpose),
     ):
         yield
+
+
+def gpu_reported_as(name: str) -> str:
+    """The GPU of the table that a driver reports by this name, as rows of counts say it; empty if there is none."""
+    return next((key for key, target in TARGETS.items() if re.search(target.reported, name)), "")
 
 
 def is_interpreted() -> bool:

@@ -76,9 +76,23 @@ RIVALS = {  # the baselines that a provider's time is divided by
 
 
 def thunk(case: Case, call: Call, inputs: Inputs) -> Thunk:
-    """The timed function: gives y, or with the backward y and a fresh gradient for each of `inputs.leaves`."""
+    """The timed function: gives y, with the backward y and a fresh gradient for each of `inputs.leaves`.
+
+    Of the backward alone it gives the gradients. Autograd runs it on the stream that the forward ran on, so that there
+    is one result a stream.
+    """
     if not case.differentiates:
         return functools.partial(call, *inputs.leaves)
+    if case.direction == "backward":
+        results: dict[object, Tensor] = {}
+
+        def backward() -> tuple[Tensor, ...]:
+            stream = torch.cuda.current_stream() if inputs.x.is_cuda else None
+            if stream not in results:
+                results[stream] = call(*inputs.leaves)
+            return torch.autograd.grad(results[stream], inputs.leaves, inputs.dy, retain_graph=True)
+
+        return backward
 
     def forward_backward() -> tuple[Tensor, ...]:
         y = call(*inputs.leaves)

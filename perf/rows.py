@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-KINDS = ("measured", "static", "accuracy")
+KINDS = ("measured", "static", "accuracy", "checked")  # the last: right or wrong, on a device
 DIRECTIONS = ("forward", "backward", "forward_backward", "double_backward")
 STATUSES = ("ok", "skipped", "failed")
 CPU_BACKEND = "CPU"
@@ -31,6 +31,8 @@ OLD_BACKENDS = {"CPU path": CPU_BACKEND}  # what rows said whose field was named
 
 # The metrics of measured rows.
 TIME = "time"
+GRAPH_TIME = "time in a graph"
+HOST_TIME = "time of the host"
 THROUGHPUT = "throughput"
 COPY_SHARE = "share of copy bandwidth"
 PEAK_MEMORY = "peak memory"

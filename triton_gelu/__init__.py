@@ -5,7 +5,7 @@ from .functional import bias_geglu, bias_gelu, bias_gelu_mul, bias_gelu_transpos
 from .fuse import FusionReport, fuse, unfuse
 from .modules import GELU, MLP, BiasGELU, Conv1dGELU, Conv2dGELU, LinearGELU
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "GELU",
     "MLP",

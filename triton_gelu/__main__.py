@@ -5,7 +5,9 @@ Plans are pure functions: they can be read for GPUs that are not here.
 examples:
   python -m triton_gelu
   python -m triton_gelu --shape 8,1500,5120 --dtype bf16 --approximate none
-  python -m triton_gelu --shape 8,1280,3000 --dim 1 --target sm_90
+  python -m triton_gelu --shape 8,1280,3000 --dim 1 --gpu h100
+  TRITON_GELU_BACKEND=torch python -m triton_gelu      how plain PyTorch is made to compute everything, for debugging
+  TRITON_GELU_BACKEND=kernels python -m triton_gelu    how what kernels do not compute is made to raise
 """
 
 from __future__ import annotations
@@ -19,14 +21,19 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from . import __version__
-from .core import compat_triton, run
+from .core import compat_triton, dispatch, run
 from .core.matrices import matrices
 from .core.plan import Launch
-from .core.targets import TARGETS, Target
+from .core.targets import TARGETS, Target, key_of
 from .formulas import FORMULAS
 from .ops.bias_gelu import BIAS_GELU
 from .ops.bias_gelu_plan import backward_launches, forward_launch
 
+DEMANDED = {
+    None: f"the fastest that runs ({dispatch.SWITCH} is not set)",
+    dispatch.TORCH: f"plain PyTorch ({dispatch.SWITCH} is {dispatch.TORCH})",
+    dispatch.KERNELS: f"kernels, or an error ({dispatch.SWITCH} is {dispatch.KERNELS})",
+}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -42,24 +49,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of x (default: %(default)s)")
     parser.add_argument("--approximate", choices=FORMULAS, default="tanh", help="formula (default: %(default)s)")
     parser.add_argument(
-        "--target", nargs="+", choices=TARGETS, help="GPUs to plan for (default: the one here, or all of these)"
-    )
+        "--gpu", "--target", nargs="+", type=parse_gpu, metavar="GPU",
+        help=f"to plan for: {', '.join(TARGETS)}, or an architecture such as sm_90 (default: the one here, or all)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     if args.shape and args.dim is not None and not -len(args.shape) <= args.dim < len(args.shape):
         parser.error(f"argument --dim: expected one of the {len(args.shape)} dimensions of --shape, got {args.dim}")
     print(*versions(), "", *map(device_line, devices()), sep="\n")
     if args.shape:
         dim = None if args.dim is None else args.dim % len(args.shape)
-        print("", *plans(args.shape, dim, DTYPES[args.dtype], args.approximate, targets(args.target)), sep="\n")
+        print("", *plans(args.shape, dim, DTYPES[args.dtype], args.approximate, targets(args.gpu)), sep="\n")
     return 0
 
 
 def versions() -> Iterator[str]:
-    """What is installed, a line each."""
+    """What is installed, a line each, and what the environment demands."""
     yield f"triton_gelu  {__version__}"
     yield f"torch        {torch.__version__} (CUDA {torch.version.cuda}, HIP {torch.version.hip})"
     yield f"triton       {importlib.metadata.version('triton') if compat_triton.triton else 'not installed'}"
     yield f"Python       {platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield f"backend      {DEMANDED[dispatch.demanded]}"
 
 
 def devices() -> list[torch.device]:
@@ -78,19 +87,30 @@ def device_line(device: torch.device) -> str:
     else:
         module = torch.get_device_module(device)
         name = module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
-    single, double = (BIAS_GELU.choose(torch.empty(0, device=device, dtype=t)) for t in (torch.float32, torch.float64))
-    also = "" if single.backend is double.backend else f"; float64: {double.backend.name}, since {double.reason}"
-    return f"{device!s:12} {name}\n{'':12} -> {single.backend.name}: {single.reason}{also}"
+    (single, why), (double, also) = (
+        chosen(torch.empty(0, device=device, dtype=t)) for t in (torch.float32, torch.float64)
+    )
+    rest = "" if single == double else f"; float64: {double}, since {also}"
+    return f"{device!s:12} {name}\n{'':12} -> {single}: {why}{rest}"
 
 
-def targets(names: Sequence[str] | None) -> dict[str, Target]:
+def chosen(x: torch.Tensor) -> tuple[str, str]:
+    """The name of the backend that computes on tensors like x, and the reason of that choice."""
+    try:
+        choice = BIAS_GELU.choose(x)
+    except RuntimeError as error:
+        return "an error", str(error)
+    return choice.backend.name, choice.reason
+
+
+def targets(keys: Sequence[str] | None) -> dict[str, Target]:
     """What to plan for, by title: the GPUs named, else the first one here, else all of the table."""
     here = next((d for d in devices() if d.type != "cpu" and compat_triton.drives(d.type)[0]), None)
-    if names is None and here is not None:
+    if keys is None and here is not None:
         target = run.device_target(here)
         unknown = "" if target.known else ", which is not in the table of GPUs: planned from its properties"
         return {f"{here}, {target.name} ({target.architecture}){unknown}": target}
-    return {f"{TARGETS[name].name} ({name})": TARGETS[name] for name in names or TARGETS}
+    return {f"{TARGETS[key].name} ({TARGETS[key].architecture})": TARGETS[key] for key in keys or TARGETS}
 
 
 def plans(
@@ -136,6 +156,14 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if not shape or min(shape) < 1:
         raise argparse.ArgumentTypeError(f"expected positive sizes such as 8,1500,5120, got {text!r}")
     return shape
+
+
+def parse_gpu(text: str) -> str:
+    """A GPU of the table from the command line, as its key."""
+    try:
+        return key_of(text)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
 
 
 def parse_dim(text: str) -> int | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from .formulas import FORMULAS, Approximate, check_approximate
-from .ops.bias_geglu import BIAS_GEGLU, Activated, check_activated
+from .ops.bias_geglu import BIAS_GEGLU
 from .ops.bias_gelu import BIAS_GELU
 from .ops.bias_gelu_mul import BIAS_GELU_MUL
 from .ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 from .ops.dropout import BIAS_GEGLU_DROPOUT, BIAS_GELU_DROPOUT, BIAS_GELU_MUL_DROPOUT
+from .ops.halves import Activated, check_activated
 
 __all__ = [
     "FORMULAS",

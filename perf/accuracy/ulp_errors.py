@@ -16,6 +16,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,6 +33,7 @@ import torch
 from torch import Tensor
 
 from perf.accuracy import instruction_errors, truth
+from perf.libraries import LIBRARIES, Library
 from perf.library import DTYPES, FORMULAS, is_interpreted
 from perf.rows import (
     CPU_BACKEND,
@@ -94,10 +97,15 @@ TEXTBOOK: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def functions(approximate: str, device: torch.device) -> dict[str, Function]:
+def functions(approximate: str, direction: str, device: torch.device) -> dict[str, Function]:
     """The columns that this process can compute on a device."""
     if device.type != "cpu":
-        return {"triton_gelu": ours, "torch": eager, "torch.compile": torch.compile(eager, dynamic=True)}
+        found: dict[str, Function] = {"triton_gelu": ours, "torch": eager}
+        found["torch.compile"] = torch.compile(eager, dynamic=True)
+        for name, library in LIBRARIES.items():
+            if (library.formula, direction, library.missing(device)) == (approximate, "forward", ""):
+                found[name] = functools.partial(_alone, library)
+        return found
     if INTERPRETED:
         return dict.fromkeys(SIGNS, ours)
     columns: dict[str, Function] = {
@@ -111,6 +119,11 @@ def functions(approximate: str, device: torch.device) -> dict[str, Function]:
     if approximate == "tanh":
         columns["tanh.approx"] = tanh_approx
     return columns
+
+
+def _alone(library: Library, x: Tensor, approximate: str) -> Tensor:
+    assert approximate == library.formula
+    return library.alone(x)
 
 
 def points(dtype: torch.dtype, count: int = 400_000) -> Tensor:
@@ -146,14 +159,37 @@ def rows(dtype_name: str, approximate: str, direction: str, device: torch.device
     name, backend = ("Triton interpreter", "interpreter") if INTERPRETED else ("CPU", CPU_BACKEND)
     if device.type != "cpu":
         name, backend = torch.cuda.get_device_name(device), KERNEL_BACKEND
-    for provider, function in functions(approximate, device).items():
-        with (
-            instruction_errors.approximate(SIGNS.get(provider, 0)),
-            warnings.catch_warnings(),
-            np.errstate(all="ignore"),
-        ):
-            warnings.simplefilter("ignore")
-            error, counts = errors(function, x, approximate, direction)
+    blank = Row(
+        kind="accuracy",
+        case="every number" if dtype.itemsize == 2 else "float32 numbers",
+        shape=tuple(x.shape),
+        dim=None,
+        dtype=str(dtype).removeprefix("torch."),
+        approximate=approximate,
+        direction=direction,
+        provider="",
+        metric=MAXIMUM,
+        unit="ulp",
+        value=None,
+        status="failed",
+        device=name,
+        backend=backend,
+        **context(),
+    )
+    for provider, function in functions(approximate, direction, device).items():
+        try:
+            with (
+                instruction_errors.approximate(SIGNS.get(provider, 0)),
+                warnings.catch_warnings(),
+                np.errstate(all="ignore"),
+            ):
+                warnings.simplefilter("ignore")
+                error, counts = errors(function, x, approximate, direction)
+        except RuntimeError as problem:  # another library's, or a compiler that is not complete here
+            if function is ours:
+                raise
+            yield replace(blank, provider=provider, note=next(iter(str(problem).splitlines()), ""))
+            continue
         wrong = u[~u.isfinite() & (error > 0)].unique().tolist()
         note = f"wrong at {', '.join(map(str, wrong))}" if wrong else ""
         counts &= u.isfinite()
@@ -165,22 +201,8 @@ def rows(dtype_name: str, approximate: str, direction: str, device: torch.device
             (ROUNDED, "share", (worst <= 0.5).double().mean(), ""),
             (CURVE, "ulp", worst.max(), json.dumps([float(f"{max(part):.3g}") if part else None for part in curve])),
         ):
-            yield Row(
-                kind="accuracy",
-                case="every number" if dtype.itemsize == 2 else "float32 numbers",
-                shape=tuple(x.shape),
-                dim=None,
-                dtype=str(dtype).removeprefix("torch."),
-                approximate=approximate,
-                direction=direction,
-                provider=provider,
-                metric=metric,
-                unit=unit,
-                value=float(value),
-                note=remark,
-                device=name,
-                backend=backend,
-                **context(),
+            yield replace(
+                blank, provider=provider, metric=metric, unit=unit, value=float(value), note=remark, status="ok"
             )
 
 
@@ -223,6 +245,9 @@ def table(found: list[Row]) -> str:
         lines = []
         for provider in dict.fromkeys(row.provider for row in mine):
             values = {row.metric: row for row in mine if row.provider == provider}
+            if values[MAXIMUM].value is None:
+                lines.append([provider, "failed", "", "", values[MAXIMUM].note])
+                continue
             lines.append([
                 provider, f"{values[MAXIMUM].value:.3g}", f"{values[NEARLY_ALL].value:.3g}",
                 f"{values[ROUNDED].value:.2%}", values[MAXIMUM].note,

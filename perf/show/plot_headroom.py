@@ -49,7 +49,7 @@ def headroom(rows: Sequence[Row]) -> Picture:
         head(picture, "Static: headroom of kernels compiled offline, for GPUs that are not here", provenance(rows))
         axes = picture.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
         for axis, (device, mine) in zip(axes, panels.items(), strict=True):
-            panel(axis, f"{GPUS[device].name} ({device})", mine, places)
+            panel(axis, f"{GPUS[device].name} ({GPUS[device].target.architecture})", mine, places)
         axes[0].set_yticks(list(places.values()), list(places))
         picture.subplots_adjust(
             left=LABEL_INCHES / width,

@@ -23,10 +23,10 @@ from perf.accuracy import ulp_errors
 from perf.cases import FRESH, Case
 from perf.library import DTYPES, FORMULAS
 from perf.rows import DATA, KERNEL_BACKEND, RATIO, ROOT, Row, UserError, latest_rows, read_rows
-from perf.show import compare, plot, table
+from perf.show import compare, plot, table, table_static
 from perf.static import saved
 from perf.static.gpus import GPUS
-from perf.static.metrics import BYTES, HEADROOM, INSTRUCTIONS, LIBRARY
+from perf.static.metrics import BYTES, HEADROOM, IN_FLIGHT, INSTRUCTIONS, LIBRARY, SMALL_PROGRAMS
 
 README = ROOT / "README.md"
 DOCUMENTS = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -52,6 +52,7 @@ SITES = {  # what a user has: the static case that stands for it
     "convolution, GELU": "3000 frames",
     "convolution, GELU, transposition, position (the stem of Whisper)": "stem, 1500 frames",
 }
+VERSIONS, RECORDED = ("torch", "triton", "python"), "versions.jsonl"
 RATIOS = (("triton_gelu", "eager"), ("triton_gelu compiled", "torch.compile"))
 
 
@@ -115,19 +116,25 @@ def committed(pattern: str) -> list[Row]:
 def static() -> Iterator[str]:
     """Headroom and instructions in bf16, ours and those of a plain kernel, a column a GPU."""
     rows = [row for row in committed("static.jsonl") if (row.case, row.dtype) == (WIDTH, "bfloat16")]
-    targets = [target for target in GPUS if any(row.device == target for row in rows)]
+    gpus = shown(rows)
     yield from markdown(
-        ["bf16, 16384 x 4096", *(GPUS[target].name.split()[0] for target in targets)],
+        ["bf16, 16384 x 4096", *map(str.upper, gpus)],
         [
-            [f"{FORMULAS[formula].title} {direction}", *(headroom_cell(mine, target) for target in targets)]
+            [f"{FORMULAS[formula].title} {direction}", *(headroom_cell(mine, gpu) for gpu in gpus)]
             for (formula, direction), mine in table.grouped(rows, lambda row: (row.approximate, row.direction)).items()
         ],
     )
 
 
-def headroom_cell(rows: Iterable[Row], target: str) -> str:
+def shown(rows: Iterable[Row]) -> list[str]:
+    """The GPUs that rows are of, in the order of the table."""
+    found = {row.device for row in rows}
+    return [gpu for gpu in GPUS if gpu in found]
+
+
+def headroom_cell(rows: Iterable[Row], gpu: str) -> str:
     """Our headroom and instructions an element, then the plain kernel's."""
-    mine = [row for row in rows if row.device == target]
+    mine = [row for row in rows if row.device == gpu]
     ours = {row.metric: row.value for row in mine if row.provider == LIBRARY}
     plain = {row.metric: row.value for row in mine if "flat index" in row.provider}
     return " / ".join(f"{each[HEADROOM]:.2f} ({each[INSTRUCTIONS]:.0f})" for each in (ours, plain) if each)
@@ -150,6 +157,22 @@ def traffic() -> Iterator[str]:
     yield from markdown(["bytes an element, forward / backward", "PyTorch, eager", LIBRARY], body)
 
 
+def in_flight() -> Iterator[str]:
+    """KiB in flight of the goal, and programs a processor at 16 MB: ours in bf16, a line a case, a column a GPU."""
+    rows = [row for row in committed("static.jsonl") if (row.dtype, row.provider) == ("bfloat16", LIBRARY)]
+    rows = [row for row in rows if row.metric in (IN_FLIGHT, SMALL_PROGRAMS)]
+    gpus = shown(rows)
+    body = []
+    for (case, formula, way), mine in table.grouped(
+        rows, lambda row: (row.case, row.approximate, row.direction)
+    ).items():
+        found = {(row.device, row.metric): row for row in mine}
+        pairs = [(found.get((gpu, IN_FLIGHT)), found.get((gpu, SMALL_PROGRAMS))) for gpu in gpus]
+        cells = [f"{table_static.held_of_goal(held)}, {few.value:.1f}" if held and few else "" for held, few in pairs]
+        body.append([f"{case}, {FORMULAS[formula].title} {way}", *cells])
+    yield from markdown(["KiB in flight of the goal, programs at 16 MB", *map(str.upper, gpus)], body)
+
+
 def compilers() -> Iterator[str]:
     """Our headroom in bf16 on every GPU, a column a compiler."""
     rows = [row for name in ("static.jsonl", "compilers.jsonl") for row in read_rows(DATA / name)]
@@ -160,10 +183,11 @@ def compilers() -> Iterator[str]:
             line = found.setdefault(f"{FORMULAS[row.approximate].title} {row.direction}", {})
             line.setdefault(compare.version(row), {})[row.device] = f"{row.value:.2f}"
     versions = list(dict.fromkeys(version for line in found.values() for version in line))
+    gpus = shown(rows)
     yield from markdown(
-        [" / ".join(GPUS[target].name.split()[0] for target in GPUS), *(f"Triton {version}" for version in versions)],
+        [" / ".join(map(str.upper, gpus)), *(f"Triton {version}" for version in versions)],
         [
-            [name, *(" / ".join(line.get(version, {}).get(each, "") for each in GPUS) for version in versions)]
+            [name, *(" / ".join(line.get(version, {}).get(each, "") for each in gpus) for version in versions)]
             for name, line in found.items()
         ],
     )
@@ -226,7 +250,25 @@ def ratios(rows: Sequence[Row]) -> Iterator[str]:
 def asked(row: Row) -> str:
     """A case in words, but for its direction."""
     fresh = f", {FRESH}" if row.case.endswith(FRESH) else ""
-    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate].title}{fresh}"
+    alone = ", no bias" if row.dim is None else ""
+    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate].title}{alone}{fresh}"
+
+
+def versions() -> Iterator[str]:
+    """The versions that the whole suite passed on, the newest PyTorch first; of several rows of the same, the last."""
+    rows = {tuple(row.versions.get(name, "none") for name in VERSIONS): row for row in read_rows(DATA / RECORDED)}
+    if not rows:
+        yield "Nothing is recorded yet."
+        return
+    numbers = {key: [int(part) for part in re.findall(r"\d+", key[0])[:3]] for key in rows}
+    yield from markdown(
+        ["PyTorch", "Triton", "Python", "kernels", "tests passed", "commit"],
+        [
+            [*key, row.device if row.backend == KERNEL_BACKEND else row.backend, f"{row.value:g}", row.commit]
+            for key, row in sorted(rows.items(), key=lambda item: numbers[item[0]], reverse=True)
+            if row.status == "ok"
+        ],
+    )
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -236,5 +278,6 @@ def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str
 
 
 BLOCKS: Mapping[str, Callable[[], Iterator[str]]] = {
-    "traffic": traffic, "static": static, "compilers": compilers, "errors": errors, "cpu": cpu, "gpu": gpu,
+    "traffic": traffic, "static": static, "in_flight": in_flight, "compilers": compilers, "errors": errors,
+    "cpu": cpu, "gpu": gpu, "versions": versions,
 }  # fmt: skip

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from perf.accuracy import ulp_errors
-from perf.rows import Row, UserError, latest_rows
-from perf.show import chosen_rows, table
+from perf.rows import DATA, Row, UserError, latest_rows, read_rows
+from perf.show import beside, chosen_rows, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +48,7 @@ def write(rows: Iterable[Row], path: Path, remarks: Sequence[str] = ()) -> list[
     parts = [*remarks, *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
     for kind, mine in table.grouped(newest, lambda row: row.kind).items():
         parts.append(TABLES[kind](mine))
+    parts += filter(None, [beside.render(newest)])
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return pictures
 
@@ -60,8 +61,32 @@ def cannot_draw() -> str:
 
 
 def measured(rows: Sequence[Row]) -> str:
-    """Times, one table a formula, dtype and direction."""
-    return table.render(rows, markdown=True)
+    """Times, one table a formula, dtype and direction; then those of kernels that were counted, next to the counts."""
+    from perf.show import predicted  # which asks for Triton
+
+    return "\n\n".join(filter(None, (table.render(rows, markdown=True), predicted.render(rows, counts()))))
+
+
+def counts() -> list[Row]:
+    """The committed counts of kernels; none where perf is not in its repository."""
+    path = DATA / "static.jsonl"
+    return read_rows(path) if path.exists() else []
+
+
+def checked(rows: Sequence[Row]) -> str:
+    """What was held against float64, a line an operator, dtype and formula."""
+    parts = []
+    for device, mine in table.grouped(rows, lambda row: row.device).items():
+        body = []
+        for key, some in table.grouped(mine, lambda row: (row.provider, row.dtype, row.approximate)).items():
+            right = [row for row in some if row.status == "ok"]
+            worst = max(right, key=lambda row: row.value or 0.0, default=None)
+            largest = "" if worst is None or worst.value is None else f"{worst.value:.2g}, {worst.case}"
+            body.append([*key, f"{len(right)} of {len(some)}", largest])
+        head = ["operator", "dtype", "formula", "right", "error over what is allowed, at most"]
+        parts.append(table.as_markdown(f"Held against float64, {device}", head, body))
+        parts += [f"{row.status}: {row.case}, {row.provider}: {row.note}" for row in mine if row.status != "ok"]
+    return "\n\n".join(parts)
 
 
 def static(rows: Sequence[Row]) -> str:
@@ -84,4 +109,4 @@ def errors(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
-TABLES = {"measured": measured, "static": static, "accuracy": errors}
+TABLES = {"checked": checked, "measured": measured, "static": static, "accuracy": errors}

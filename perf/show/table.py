@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from perf.library import FORMULAS
 from perf.providers import PROVIDERS
-from perf.rows import COPY, COPY_SHARE, CPU_BACKEND, PEAK_MEMORY, RATIO, TIME, Row
+from perf.rows import COPY, COPY_SHARE, CPU_BACKEND, GRAPH_TIME, HOST_TIME, PEAK_MEMORY, RATIO, TIME, Row
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -21,6 +21,10 @@ RATIOS = {  # heading: provider, rival
 LEGEND = """\
 Times are medians; the share is of the bandwidth that a copy of the same tensor reached. Ratios: our fastest time
 over PyTorch's, eager to eager and compiled to compiled. MiB: the most a call allocates, eager -> triton_gelu."""
+APART = {  # metric: what a table of it is called
+    GRAPH_TIME: "one call after another, recorded as a CUDA graph",
+    HOST_TIME: "the host's time of a call",
+}
 NO_KERNEL = "CPU backend: no Triton kernel ran."
 
 
@@ -32,7 +36,11 @@ def render(rows: Iterable[Row], *, markdown: bool = False) -> str:
         heading = f"{NO_KERNEL} {device}" if backend == CPU_BACKEND else f"{backend}. {device}"
         parts += [f"**{heading}** " if markdown else heading, f"{provenance(mine)}\n", f"{LEGEND}\n"]
         for (formula, dtype, direction), group in grouped(mine, _topic).items():
-            parts.append(layout(titled(formula, dtype, direction), *lines(group)))
+            topic = titled(formula, dtype, direction)
+            apart = [(name, [row for row in group if row.metric == metric]) for metric, name in APART.items()]
+            rest = [row for row in group if row.metric not in APART]
+            parts += [layout(topic, *lines(rest))] if rest else []
+            parts += [layout(f"{topic}, {name}", *lines_apart(some)) for name, some in apart if some]
         parts += [f"{row.status}: {row.case}, {row.provider}: {row.note}" for row in mine if row.status != "ok"]
     return "\n".join(parts) + "\n"
 
@@ -62,6 +70,17 @@ def lines(rows: Sequence[Row]) -> tuple[Line, list[Line]]:
     ratios = {head: pair for head, pair in RATIOS.items() if set(pair) <= set(names)}
     head = ["case", "shape", *names, *ratios, "MiB"]
     return head, [_line(case, names, ratios) for case in grouped(rows, _case).values()]
+
+
+def lines_apart(rows: Sequence[Row]) -> tuple[Line, list[Line]]:
+    """The head and the lines of a table of times alone, all of one metric."""
+    names = sorted({row.provider for row in rows}, key=_place)
+    body = []
+    for mine in grouped(rows, _case).values():
+        found = {row.provider: row.value for row in mine}
+        times = ("" if (value := found.get(name)) is None else duration(value) for name in names)
+        body.append([mine[0].case, "x".join(map(str, mine[0].shape)), *times])
+    return ["case", "shape", *names], body
 
 
 def _line(rows: Sequence[Row], names: Sequence[str], ratios: Mapping[str, tuple[str, str]]) -> Line:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from perf.rows import Row
 from perf.show.table import as_text, grouped
+from perf.static.goals import KIB, LEAST_PROGRAMS
 from perf.static.gpus import GPUS
 from perf.static.metrics import (
     BYTES,
@@ -15,10 +16,13 @@ from perf.static.metrics import (
     LEAST_TIME,
     LIBRARY,
     PARTED,
+    PEAK_IN_FLIGHT,
+    PROGRAMS,
     REGISTERS,
+    ROUNDS,
+    SMALL_PROGRAMS,
     SPILLS,
     VECTOR,
-    WARPS,
     WIDTH,
 )  # fmt: skip
 
@@ -26,13 +30,16 @@ LEGEND = """\
 Static: compiled offline, never run. Counts are per element, the sum that finishes a bias gradient included.
   vector    instructions that compute, for each thread, a number (AMD: VALU); not memory, uniform and control
   regs      ! marks spills, / a branch at which the threads of a warp part
-  in flight bytes a processor waits for at a time, over those that loads need to hide memory's latency
+  in flight KiB that a full processor has asked memory for at a time, of those that are the goal (perf/static/goals.py),
+            ! if fewer; at most as much as peak; rounds are waits a step. A bias, which caches serve, is not counted
+  programs  that a processor has, of those that fit, at this size and, ! if under 4, where x has 16 MB
   headroom  time at memory bandwidth / time of the next busiest resource, which is the one named
   bound     time below which the launches cannot stay, in times of the library's
 """
 HEAD = [
     "case", "provider", "formula", "dtype",
-    "instr", "vector", "MUFU", "regs", "warps", "bit", "B", "in flight", "next", "headroom", "bound",
+    "instr", "vector", "MUFU", "regs", "bit", "B",
+    "in flight", "peak", "rounds", "programs", "16 MB", "next", "headroom", "bound",
 ]  # fmt: skip
 
 
@@ -43,7 +50,7 @@ def render(rows: Sequence[Row]) -> str:
         library = {_case(row): row.value for row in group if row.provider == LIBRARY and row.metric == LEAST_TIME}
         lines = grouped(group, lambda row: (_case(row), row.provider))
         body = [_line(mine, library.get(case)) for (case, _), mine in lines.items()]
-        parts.append(as_text(f"{device} ({GPUS[device].name}), {direction}", HEAD, body))
+        parts.append(as_text(f"{GPUS[device].name} ({GPUS[device].target.architecture}), {direction}", HEAD, body))
     failed = [row for row in rows if row.status == "failed"]
     return "\n".join([*parts, *(f"failed: {row.case}, {row.provider}, {row.device}: {row.note}" for row in failed)])
 
@@ -63,7 +70,6 @@ def _line(rows: Sequence[Row], library: float | None) -> list[str]:
         return show(found[metric].value or 0.0) if metric in found else "-"  # rows may be older than a metric
 
     marks = ("!" if found[SPILLS].value else "") + ("/" if found[PARTED].value else "")
-    needed = float(found[IN_FLIGHT].note.partition(" ")[0])
     bound = found[LEAST_TIME].value
     return [
         *name,
@@ -71,11 +77,28 @@ def _line(rows: Sequence[Row], library: float | None) -> list[str]:
         value(VECTOR, "{:.1f}".format),
         value("mufu", "{:.2f}".format),
         value(REGISTERS) + marks,
-        value(WARPS),
         value(WIDTH),
         value(BYTES, "{:.2f}".format),
-        value(IN_FLIGHT, lambda held: f"{held / needed:.1f}"),
+        held_of_goal(found[IN_FLIGHT]),
+        value(PEAK_IN_FLIGHT, lambda most: f"{most / KIB:.0f}"),
+        value(ROUNDS, "{:.3g}".format),
+        _programs(found.get(PROGRAMS)),
+        value(SMALL_PROGRAMS, lambda few: f"{few:.1f}{'!' * (few < LEAST_PROGRAMS)}"),
         found[HEADROOM].note.partition(" ")[0],
         value(HEADROOM, "{:.2f}".format),
         f"{bound / library:.2f}" if bound and library else "",
     ]
+
+
+def held_of_goal(row: Row) -> str:
+    """KiB, and those that are the goal, which its note begins with."""
+    held, needed = (row.value or 0.0) / KIB, float(row.note.partition(" ")[0]) / KIB
+    return f"{held:.0f}/{needed:.0f}{'!' * (held < needed)}"
+
+
+def _programs(row: Row | None) -> str:
+    """How many a processor has, and how many fit, which the note begins with."""
+    if row is None:
+        return "-"
+    fit = int(row.note.partition(" ")[0])
+    return f"{min(row.value or 0.0, fit):.3g}/{fit}"

@@ -8,7 +8,7 @@ resource: below 1 a kernel is not memory-bound. Backward includes the sum that f
 With TRITON_DEFAULT_FP_FUSION=0 in the environment Triton fuses no multiplication with an addition by itself, which is
 the default from Triton 3.10 on.
 
-  python -m perf analyse --target sm_90 sm_100 --approximate tanh --dtype bf16
+  python -m perf analyse --gpu h200 b200 --approximate tanh --dtype bf16
   python -m perf analyse --shape 8,1280,1500 --dim 1 --direction backward --dump /tmp/kernels
   python -m perf analyse --set baseline --provider triton_gelu --output rows.jsonl
 """
@@ -31,9 +31,9 @@ from perf.compat_tqdm import progress
 from perf.library import FORMULAS, call_by_kernels
 from perf.rows import OFFLINE, Row, UserError, append_row, context, make_writable
 from perf.show.table_static import render
-from perf.static import comparisons
+from perf.static import comparisons, goals
 from perf.static.count import Counted, count
-from perf.static.gpus import GPUS
+from perf.static.gpus import GPUS, SHOWN
 from perf.static.machine.code import Untraceable
 from perf.static.metrics import LIBRARY, call_metrics
 from perf.static.offline import Call, launches
@@ -68,7 +68,14 @@ def baseline() -> tuple[Case, ...]:
     )
 
 
-SETS = {"budget": budget, "baseline": baseline}
+def with_goals() -> tuple[Case, ...]:
+    """What `goals` has goals of its own for: whole rows and parts of rows, long and short ones."""
+    widths = (WIDE, Case("width 5120", (16384, 5120)), ODD[0])
+    shapes = (*widths, replace(FRAMES[0], shape=(8, 1280, 3000)), FRAMES[1])
+    return product(shapes, dtypes=HALVES[:1], approximates=("tanh", "none"), directions=DIRECTIONS)
+
+
+SETS = {"budget": budget, "baseline": baseline, "goals": with_goals}
 
 
 BLANK = Row("static", "", (), None, "", "", "forward", "", "", "", None, status="skipped", backend=OFFLINE)
@@ -76,37 +83,35 @@ BLANK = Row("static", "", (), None, "", "", "forward", "", "", "", None, status=
 
 @dataclass(frozen=True)
 class Question:
-    """One case by one provider on one target."""
+    """One case by one provider on one GPU, named by its key."""
 
     case: Case
     provider: str
-    target: str
+    gpu: str
 
     def __str__(self) -> str:
-        return f"{self.target}, {self.case}, {self.provider}"
+        return f"{self.gpu}, {self.case}, {self.provider}"
 
     def fields(self) -> dict[str, Any]:
         """What rows say of it."""
         case = self.case
         return {
             "case": case.name, "shape": case.shape, "dim": case.dim, "dtype": case.dtype, "direction": case.direction,
-            "approximate": case.approximate, "provider": self.provider, "device": self.target,
+            "approximate": case.approximate, "provider": self.provider, "device": self.gpu,
         }  # fmt: skip
 
     def folder(self) -> str:
         """A place among the dumped files."""
         case = self.case
         sizes = "x".join(map(str, case.shape))
-        words = (self.target, case.name, sizes, case.direction, case.approximate, case.dtype, self.provider)
+        words = (self.gpu, case.name, sizes, case.direction, case.approximate, case.dtype, self.provider)
         return re.sub(r"[^\w.]+", "-", "_".join(words))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `analyse`."""
     cases.add_arguments(parser, sets=SETS, directions=ASKABLE)
-    parser.add_argument(
-        "--target", nargs="+", choices=GPUS, default=list(GPUS), help="GPUs to compile for (default: all)"
-    )
+    argument_types.add_gpus(parser, SHOWN)
     parser.add_argument("--provider", action="append", help="triton_gelu or a comparison kernel (default: all)")
     parser.add_argument(
         "--dump", type=Path, metavar="DIR", help="write ttgir, PTX, SASS, cubin... of each kernel there"
@@ -123,8 +128,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compile, count, print; append rows where asked. 1 if some kernel could not be compiled or followed."""
     questions = [
-        Question(case, provider, target)
-        for target in args.target
+        Question(case, provider, gpu)
+        for gpu in args.gpus
         for case in cases.select(args, SETS)
         for provider in subjects(case)
     ]
@@ -152,10 +157,12 @@ def subjects(case: Case) -> dict[str, Call]:
 
 def answer(question: Question, dump: Path | None = None) -> list[Row]:
     """The rows of one question; a single failed one, with the reason, where a kernel can't be compiled or followed."""
-    gpu = GPUS[question.target]
+    gpu = GPUS[question.gpu]
     blank = replace(BLANK, **question.fields(), **context())
     try:
-        counted = [count(each, gpu) for each in launches(gpu, subjects(question.case)[question.provider])]
+        calls = [subjects(case)[question.provider] for case in (question.case, goals.small(question.case))]
+        launched, small = (launches(gpu, call) for call in calls)
+        counted = [count(each, gpu) for each in launched]
     except (Untraceable, triton.CompilationError) as problem:
         return [replace(blank, status="failed", note=str(problem))]
     if dump:
@@ -165,7 +172,7 @@ def answer(question: Question, dump: Path | None = None) -> list[Row]:
     blank = replace(blank, versions={**blank.versions, "fp_fusion": fp_fusion})
     return [
         replace(blank, metric=each.metric, unit=each.unit, value=each.value, note=each.note, status="ok")
-        for each in call_metrics(question.case, counted, gpu)
+        for each in call_metrics(question.case, counted, gpu, small)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -9,13 +10,14 @@ from dataclasses import dataclass
 from itertools import product
 
 from perf.static.gpus import GPU
+from perf.static.in_flight import InFlight, followed, streams, whole
 from perf.static.loop_counts import trips
 from perf.static.machine import amdgcn, sass
 from perf.static.machine.code import Code, Untraceable
-from perf.static.machine.issue_order import Follower, Issued, Trips
+from perf.static.machine.issue_order import Follower, Trips
 from perf.static.offline import Launched, disassembly, elf
 
-ENOUGH_RUNS = 200  # a loop has found its rhythm by then
+ALL = 8192  # programs that are looked at one by one: they may share out a sum unevenly
 BETWEEN = 3  # programs that stand for all those between the ends of one axis of a grid
 
 
@@ -25,7 +27,8 @@ class Counted:
 
     `headings` is what people read, `units` the lanes taken of each unit, `accesses` how often a thread reaches which
     space how wide; `parted` the number of branches at which threads of a warp may part; `loads` and `stores` the bytes
-    that have to come from memory and go there, each tensor once; `in_flight` the bytes a processor waits for at a time.
+    that have to come from memory and go there, each tensor once; `in_flight` of a thread, where tiles are whole;
+    `resident` the programs that fit on a processor.
     """
 
     launched: Launched
@@ -34,10 +37,16 @@ class Counted:
     units: Mapping[str, float]
     accesses: Counter[tuple[str, int]]
     parted: int
-    resident_warps: int
-    in_flight: float
+    warp: int
+    resident: int
+    in_flight: InFlight
     loads: int
     stores: int
+
+    @property
+    def threads(self) -> int:
+        """Of a program."""
+        return self.launched.num_warps * self.warp
 
     @property
     def spills(self) -> int:
@@ -49,17 +58,12 @@ def count(launched: Launched, gpu: GPU) -> Counted:
     """Follow the machine code of a launch over its grid."""
     code, threads = read(launched, gpu), launched.num_warps * gpu.warp
     follower = Follower(code, threads)
-    known: dict[Trips, Issued] = {}
-
-    def issued(program: tuple[int, int, int]) -> Issued:
-        planned = trips(launched, program)
-        if planned not in known:
-            known[planned] = follower.follow(planned)
-        return known[planned]
-
     times: Counter[int] = Counter()
+    planned: Counter[Trips] = Counter()
     for program, weight in sample(launched.grid):
-        for place, often in issued(program).times().items():
+        planned[trips(launched, program)] += weight
+    for each, weight in planned.items():
+        for place, often in follower.follow(each).times().items():
             times[place] += often * weight * threads
     headings: Counter[str] = Counter()
     units: dict[str, float] = defaultdict(float)
@@ -68,15 +72,14 @@ def count(launched: Launched, gpu: GPU) -> Counted:
         instruction = code.instructions[place]
         headings[code.isa.heading(instruction)] += often
         for unit, lanes in code.isa.busy(instruction).items():
-            units[gpu.does.get(unit, unit)] += often * lanes
+            units[gpu.chip.does.get(unit, unit)] += often * lanes
         if (access := code.accesses[place])[0]:
             accesses[access] += often
     loads, stores = traffic(launched)
     if (stored := sum(width * often for (space, width), often in accesses.items() if space == "store")) < stores:
         raise Untraceable(f"{launched.name}: {stores} bytes have to be stored, and {stored} were found in the code")
     blocks = gpu.resident_blocks(code.registers, launched.shared, launched.num_warps)
-    resident = min(blocks, -(-launched.programs // gpu.processors)) * launched.num_warps
-    middle = issued((launched.grid[0] // 2, launched.grid[1] // 2, launched.grid[2] // 2))
+    middle, steps = whole(trips(launched, (launched.grid[0] // 2, launched.grid[1] // 2, launched.grid[2] // 2)))
     return Counted(
         launched=launched,
         code=code,
@@ -84,8 +87,9 @@ def count(launched: Launched, gpu: GPU) -> Counted:
         units=units,
         accesses=accesses,
         parted=len(follower.parting),
-        resident_warps=blocks * launched.num_warps,
-        in_flight=waited_for(code, middle) * gpu.warp * resident,
+        warp=gpu.warp,
+        resident=blocks,
+        in_flight=followed(code, follower.follow(middle), steps, streams(loaded(launched))),
         loads=loads,
         stores=stores,
     )
@@ -93,39 +97,24 @@ def count(launched: Launched, gpu: GPU) -> Counted:
 
 def read(launched: Launched, gpu: GPU) -> Code:
     """The machine code of a launch."""
-    if gpu.vendor == "AMD":
+    if gpu.chip.vendor == "AMD":
         return amdgcn.code(launched.asm["amdgcn"])
     return sass.code(disassembly(launched), elf(launched))
 
 
 def sample(grid: tuple[int, int, int]) -> Iterator[tuple[tuple[int, int, int], int]]:
-    """Places in a grid and the number of programs each stands for: the ends of an axis, and a few for all between."""
+    """Places in a grid and the number of programs each stands for: of many the ends of an axis, and a few between."""
     axes = []
     for size in grid:
+        if math.prod(grid) <= ALL:
+            axes.append([(place, 1) for place in range(size)])
+            continue
         inner = range(1, size - 1)
         few = min(BETWEEN, len(inner))
         shares = [inner[len(inner) * i // few : len(inner) * (i + 1) // few] for i in range(few)]
         axes.append([(end, 1) for end in {0, size - 1}] + [(share[len(share) // 2], len(share)) for share in shares])
     for (x, of_x), (y, of_y), (z, of_z) in product(*axes):
         yield (x, y, z), of_x * of_y * of_z
-
-
-def waited_for(code: Code, issued: Issued) -> float:
-    """Bytes from memory a thread has asked for, on average, whenever it has to wait for some of them."""
-    arrives: dict[str, int] = {}
-    waits = loaded = 0
-    for start, end in issued.runs[:ENOUGH_RUNS]:
-        for place in range(start, end):
-            used = code.used[place]
-            waits = max(waits, *(arrives[name] for name in used.reads & arrives.keys()), 0)
-            space, width = code.accesses[place]
-            if space == "load":
-                arrives.update(dict.fromkeys(used.writes, waits + 1))
-                loaded += width
-            else:
-                for name in used.writes & arrives.keys():
-                    del arrives[name]
-    return loaded / max(waits, 1)
 
 
 def traffic(launched: Launched) -> tuple[int, int]:
@@ -136,6 +125,13 @@ def traffic(launched: Launched) -> tuple[int, int]:
         for places in accessed(launched.asm["ttir"])
     )
     return loads, stores
+
+
+def loaded(launched: Launched) -> list[int | None]:
+    """The bytes of each tensor among the arguments that a kernel loads; None for what it does not."""
+    places, _ = accessed(launched.asm["ttir"])
+    tensors = list(launched.arguments.values())
+    return [each.numel() * each.itemsize if place in places else None for place, each in enumerate(tensors)]
 
 
 def accessed(ttir: str) -> tuple[set[int], set[int]]:

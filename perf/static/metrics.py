@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from perf.cases import Case
 from perf.static.count import Counted
+from perf.static.goals import LEAST_PROGRAMS, goal, published
 from perf.static.gpus import GPU
+from perf.static.offline import Launched
 
 LIBRARY = "triton_gelu"  # the provider; the others are comparison kernels
 
@@ -23,6 +25,12 @@ SHARED = "shared memory"
 WARPS = "resident warps"
 PARTED = "divergent branches"
 IN_FLIGHT = "bytes in flight"
+AVERAGE_IN_FLIGHT = "bytes in flight, average"
+PEAK_IN_FLIGHT = "bytes in flight, peak"
+ROUNDS = "rounds"
+PROGRAMS = "programs"
+SMALL_PROGRAMS = "programs at 16 MB"
+SMALL_IN_FLIGHT = "bytes in flight at 16 MB"
 LAUNCHES = "launches"
 LEAST_TIME = "least time"
 VECTOR = "vector arithmetic"  # what AMD calls VALU: all that computes a number for each thread
@@ -44,14 +52,17 @@ class Metric:
     note: str = ""
 
 
-def call_metrics(case: Case, counted: Sequence[Counted], gpu: GPU) -> Iterator[Metric]:
-    """What the launches of one call come to on one GPU. Counts are per element of the case's shape."""
+def call_metrics(case: Case, counted: Sequence[Counted], gpu: GPU, small: Sequence[Launched]) -> Iterator[Metric]:
+    """What the launches of one call come to on one GPU. Counts are per element of the case's shape.
+
+    `small` are the launches of the same call where x has `SMALL_BYTES`.
+    """
     headings: Counter[str] = Counter()
     for each in counted:
         headings.update(each.headings)
     moved = sum(each.loads + each.stores for each in counted)
-    memory = moved / gpu.bandwidth.value
-    seconds = {unit: sum(each.units.get(unit, 0) for each in counted) / gpu.per_second(unit) for unit in gpu.lanes}
+    memory = moved / gpu.bandwidth
+    seconds = {unit: sum(each.units.get(unit, 0) for each in counted) / gpu.per_second(unit) for unit in gpu.chip.lanes}
     binding = max(seconds, key=lambda unit: seconds[unit])
     main = max(counted, key=lambda each: each.loads + each.stores)
 
@@ -74,12 +85,27 @@ def call_metrics(case: Case, counted: Sequence[Counted], gpu: GPU) -> Iterator[M
     yield Metric(SPILLS, "instructions", sum(each.spills for each in counted))
     yield Metric(STACK, "bytes per thread", max(each.code.stack for each in counted))
     yield Metric(SHARED, "bytes per block", main.launched.shared)
-    yield Metric(WARPS, "per processor", main.resident_warps)
+    yield Metric(WARPS, "per processor", main.resident * main.launched.num_warps)
     yield Metric(PARTED, "branches", sum(each.parted for each in counted))
-    needed = f"{gpu.bytes_in_flight(main.loads / (main.loads + main.stores)):.0f} hide {gpu.latency.value * 1e9:.0f} ns"
-    yield Metric(IN_FLIGHT, "bytes per processor", main.in_flight, needed)
+    programs = next(each.programs for each in small if each.name == main.launched.name)
+    yield from in_flight(case, main, gpu, programs / gpu.processors)
     grids = ", ".join(f"{each.launched.name} {'x'.join(map(str, each.launched.grid))}" for each in counted)
     yield Metric(LAUNCHES, "launches", len(counted), grids)
+
+
+def in_flight(case: Case, main: Counted, gpu: GPU, small: float) -> Iterator[Metric]:
+    """How much of what streams is out at a time: on a processor that is full, on average, at the peak, and at 16 MB."""
+    flight, unit, programs = main.in_flight, "bytes per processor", main.launched.programs / gpu.processors
+    each = flight.held * main.threads
+    least, found = goal(gpu, case).in_flight, published(gpu)
+    needed = f"{least:.0f} are the goal; {found.value:.0f} {found.sure}: {found.source}"
+    yield Metric(IN_FLIGHT, unit, each * main.resident, needed)
+    yield Metric(AVERAGE_IN_FLIGHT, unit, each * min(main.resident, programs), "of a processor in the first wave")
+    yield Metric(PEAK_IN_FLIGHT, unit, flight.peak * main.threads * main.resident)
+    yield Metric(ROUNDS, "per step", flight.rounds_a_step, f"{flight.streamed} bytes a thread in {flight.steps} steps")
+    yield Metric(PROGRAMS, "per processor", programs, f"{main.resident} are resident")
+    yield Metric(SMALL_PROGRAMS, "per processor", small, f"{LEAST_PROGRAMS:g} are the goal")
+    yield Metric(SMALL_IN_FLIGHT, unit, each * min(main.resident, small))
 
 
 def compulsory(case: Case) -> int:

@@ -97,13 +97,13 @@ class Driver:
         self.gpu = gpu
 
     def get_current_target(self) -> GPUTarget:
-        arch = self.gpu.target.removeprefix("sm_")
-        if self.gpu.vendor == "AMD":
-            return GPUTarget("hip", arch, 64)
-        return GPUTarget("cuda", int(arch), 32)
+        target = self.gpu.target
+        if self.gpu.chip.vendor == "AMD":
+            return GPUTarget("hip", target.architecture, target.warp)
+        return GPUTarget("cuda", int(target.architecture.removeprefix("sm_")), target.warp)
 
     def get_current_device(self) -> str:
-        return self.gpu.target  # what Triton keeps its compiled kernels by
+        return self.gpu.target.architecture  # what Triton keeps its compiled kernels by
 
     def get_current_stream(self, device: object) -> int:
         return 0
@@ -116,7 +116,7 @@ class DeviceModule:
         self.gpu = gpu
 
     def get_device_properties(self, device: object) -> SimpleNamespace:
-        return SimpleNamespace(name=self.gpu.name, multi_processor_count=self.gpu.processors, major=self.gpu.major)
+        return SimpleNamespace(name=self.gpu.name, multi_processor_count=self.gpu.processors, major=self.gpu.chip.major)
 
     def current_device(self) -> None:
         return None  # the index of the meta device
@@ -130,7 +130,7 @@ def disassembly(launched: Launched) -> str:
     if "amdgcn" in launched.asm:
         return str(launched.asm["amdgcn"])
     with _as_file(launched.asm["cubin"]) as path:
-        return _run(triton.knobs.nvidia.nvdisasm.path, "-c", "-ndf", str(path))
+        return _run(triton.knobs.nvidia.nvdisasm.path, "-c", "-ndf", "-hex", str(path))
 
 
 def elf(launched: Launched) -> str:

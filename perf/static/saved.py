@@ -7,7 +7,7 @@ aten/src/ATen/native/cudnn); the position; and backward the gradient of GELU and
 attention and norms are the same in both, and left out. So is the gradient of a position, which is a buffer here.
 
   python -m perf saved
-  python -m perf saved --target sm_90 --output rows.jsonl
+  python -m perf saved --gpu h100 --output rows.jsonl
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perf import cases, models
+from perf import argument_types, cases, models
 from perf.cases import Case
 from perf.library import call_by_kernels, replaced
 from perf.providers import BASELINE
 from perf.rows import Row, append_row, context, make_writable
 from perf.show.table import as_text, grouped
 from perf.static import analyse, count, offline
-from perf.static.gpus import GPUS
+from perf.static.gpus import GPUS, SHOWN
 from perf.static.metrics import LAUNCHES, LIBRARY
 from perf.static.offline import META
 
@@ -45,7 +45,7 @@ NAMES = tuple(whole.name for whole in WHOLE)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m perf saved`."""
-    parser.add_argument("--target", nargs="+", choices=GPUS, default=list(GPUS), help="GPUs (default: all)")
+    argument_types.add_gpus(parser, SHOWN)
     parser.add_argument("--output", type=Path, metavar="ROWS.jsonl", help="append the rows to this file")
 
 
@@ -53,14 +53,14 @@ def run(args: argparse.Namespace) -> int:
     """Count, print; append rows where asked."""
     if args.output:
         make_writable(args.output)
-    found = [row for target in args.target for case in WHOLE for row in rows(case, target)]
+    found = [row for gpu in args.gpus for case in WHOLE for row in rows(case, gpu)]
     for row in found if args.output else ():
         append_row(args.output, row)
     print(render(found))
     return 0
 
 
-def rows(whole: Case, target: str) -> Iterator[Row]:
+def rows(whole: Case, gpu: str) -> Iterator[Row]:
     """Bytes and launches of all GELUs of a model on one GPU, by us and by PyTorch, forward and backward."""
     with META:
         model = models.MODELS[whole.model].ours(whole.shape, whole.approximate)  # type: ignore[arg-type]
@@ -68,9 +68,9 @@ def rows(whole: Case, target: str) -> Iterator[Row]:
         x = torch.empty(models.MODELS[whole.model].takes(whole.shape), dtype=whole.torch_dtype)
     found = sites(model, x)
     for direction in analyse.DIRECTIONS:
-        question = functools.partial(analyse.Question, replace(whole, direction=direction), target=target)
+        question = functools.partial(analyse.Question, replace(whole, direction=direction), gpu=gpu)
         mine = [replace(site, direction=direction) for site in found]
-        for provider, cost in ((LIBRARY, functools.partial(ours, target=target)), (BASELINE, eager)):
+        for provider, cost in ((LIBRARY, functools.partial(ours, gpu=gpu)), (BASELINE, eager)):
             costs = [cost(site) for site in mine]
             blank = replace(analyse.BLANK, **question(provider).fields(), **context())
             note = f"{len(mine)} GELUs, {sum(site.elements for site in mine)} elements"
@@ -102,9 +102,9 @@ def sites(model: nn.Module, *args: Any) -> list[Case]:
 
 
 @functools.cache
-def ours(site: Case, target: str) -> tuple[int, int]:
+def ours(site: Case, gpu: str) -> tuple[int, int]:
     """Bytes and launches of our kernels at a site."""
-    launched = offline.launches(GPUS[target], call_by_kernels(site))
+    launched = offline.launches(GPUS[gpu], call_by_kernels(site))
     return sum(sum(count.traffic(each)) for each in launched), len(launched)
 
 

@@ -38,12 +38,13 @@ from perf.cases import Case
 from perf.rows import OFFLINE, ROOT, Row, append_row, make_writable
 from perf.show.table import as_text
 from perf.static import analyse
-from perf.static.gpus import GPU, H100
+from perf.static.gpus import GPU, GPUS
 from perf.static.offline import DeviceModule, Driver, launches
 from perf.time import measure, measured_rows, timing
 from triton_gelu import fuse
 
 SMALL = Case("small", (1, 64))
+COMPILED_FOR = "h100"
 FEW, WIDTHS = 8, (64, 1024)  # features into and out of a small layer
 MICRO = 1e-6
 BATCHES, LENGTHS = (1, 8, 32), (16, 37, 128, 200, 512)
@@ -65,7 +66,7 @@ since = time.perf_counter(); import torch; lap("import torch", since)
 since = time.perf_counter(); import triton_gelu; lap("import triton_gelu", since)
 from perf.time import calls
 x, bias = torch.randn(calls.SMALL.shape, requires_grad=True), torch.randn(calls.SMALL.bias_length, requires_grad=True)
-with calls.unlaunched(calls.H100):
+with calls.unlaunched(calls.GPUS[calls.COMPILED_FOR]):
     since = time.perf_counter(); y = triton_gelu.bias_gelu(x, bias); lap("first forward", since)
     since = time.perf_counter(); y.sum().backward(); lap("first backward", since)
 print(json.dumps(laps))
@@ -106,7 +107,7 @@ def times(seconds: float) -> Iterator[Row]:
     """Microseconds of a small call, forward and with its backward pass, and their ratio to PyTorch's."""
     for case in cases.product((SMALL,), directions=cases.DIRECTIONS):
         inputs = case.inputs(torch.device("cpu"))
-        with unlaunched(H100):
+        with unlaunched(GPUS[COMPILED_FOR]):
             thunks: dict[str, providers.Thunk] = {
                 name: providers.thunk(case, providers.PROVIDERS[name](case), inputs)
                 for name in ("eager", "triton_gelu")
@@ -131,7 +132,7 @@ def fused(seconds: float) -> Iterator[Row]:
     asked = [(name, width, way) for name in pairs for width in WIDTHS for way in cases.DIRECTIONS]
     for name, width, direction in asked:
         case = Case(f"fused {name}", (1, width), direction=direction)
-        with unlaunched(H100):
+        with unlaunched(GPUS[COMPILED_FOR]):
             plain = pairs[name](width)
             ours = copy.deepcopy(plain)
             fuse(ours, torch.randn(1, FEW))
@@ -212,9 +213,9 @@ def kernels(models: Mapping[str, Sequence[Case]]) -> Iterator[Row]:
     """How many kernels Triton compiles for all shapes of a model, forward and backward, in bf16."""
     for name, shapes in models.items():
         asked = cases.product(shapes, dtypes=("bfloat16",), directions=analyse.DIRECTIONS)
-        launched = [each for case in asked for each in launches(H100, library.call_by_kernels(case))]
+        launched = [each for case in asked for each in launches(GPUS[COMPILED_FOR], library.call_by_kernels(case))]
         distinct = len({id(each.asm) for each in launched})  # one object a compiled kernel
-        row = replace(blank(asked[0], "static"), case=name, direction="forward_backward", device=H100.target)
+        row = replace(blank(asked[0], "static"), case=name, direction="forward_backward", device=COMPILED_FOR)
         note = f"for {len(launched)} launches"
         yield replace(row, metric="kernels compiled", unit="kernels", value=distinct, status="ok", note=note)
 

@@ -1,8 +1,8 @@
 """Time the cases on this machine: checked against float64 first, one row a result, interrupted or not.
 
 On a CPU the providers of a case are timed in turn, round by round in one process, and ratios are those of their
-fastest rounds; on a GPU `triton.testing.do_bench` times each with the L2 cache flushed. GB/s counts the bytes that
-cannot be avoided; its share is that of a copy of the same tensor in the same run.
+fastest rounds; on a GPU calls are timed as CUDA graphs, cold (no cache has the tensors) and warm, one after another.
+GB/s counts the bytes that cannot be avoided; its share is that of a copy of the same tensor in the same run.
 
 examples:
   python -m perf measure                                  the quick set; again: go on, or print what is there
@@ -33,6 +33,7 @@ import torch
 from perf import argument_types, cases, providers
 from perf.cases import Case
 from perf.compat_tqdm import progress
+from perf.libraries import LIBRARIES
 from perf.library import is_interpreted
 from perf.providers import COMPILED, Provider, Thunk
 from perf.rows import (
@@ -183,7 +184,7 @@ def timed(case: Case, wanted: Mapping[str, Provider], machine: Machine, blank: R
     for name, provider in wanted.items():
         if case.model and name in COMPILED:  # fused and not is the question, and a model compiles for a minute
             continue
-        if name in COMPILED and (missing := missing_compiler(machine)):
+        if missing := unable(name, case, machine):
             unfit.append(replace(blank, provider=name, note=missing))
             continue
         thunk = providers.thunk(case, provider(case), inputs)
@@ -202,10 +203,18 @@ def timed(case: Case, wanted: Mapping[str, Provider], machine: Machine, blank: R
     if case.fresh_memory and machine.device.type == "cpu":
         thunks = {name: allocator.on_fresh_memory(thunk) for name, thunk in thunks.items()}
     if machine.device.type == "cuda":
-        samples = timing.benched(thunks, machine.device)
-    else:
-        samples = timing.interleaved(thunks, threads=machine.threads, budget_s=machine.seconds)
+        samples, warm = timing.benched(thunks, machine.device)
+        return [*measured_rows.rows(case, blank, samples, peaks, warm), *unfit]
+    samples = timing.interleaved(thunks, threads=machine.threads, budget_s=machine.seconds)
     return [*measured_rows.rows(case, blank, samples, peaks), *unfit]
+
+
+def unable(name: str, case: Case, machine: Machine) -> str:
+    """Why a provider has no answer for a case here; empty if it has."""
+    if name in COMPILED and (missing := missing_compiler(machine)):
+        return missing
+    library = LIBRARIES.get(name)
+    return "" if library is None else library.unable(case, machine.device)
 
 
 def first_call(thunk: Thunk, case: Case, expected: Sequence[check.Expected]) -> str:

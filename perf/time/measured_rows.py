@@ -8,18 +8,36 @@ from dataclasses import replace
 
 from perf.cases import Case
 from perf.providers import RIVALS, expression
-from perf.rows import COPY, COPY_SHARE, CPU_BACKEND, KERNEL_BACKEND, PEAK_MEMORY, RATIO, THROUGHPUT, TIME, Row
+from perf.rows import (
+    COPY,
+    COPY_SHARE,
+    CPU_BACKEND,
+    GRAPH_TIME,
+    KERNEL_BACKEND,
+    PEAK_MEMORY,
+    RATIO,
+    THROUGHPUT,
+    TIME,
+    Row,
+)
 
 MIB = 2**20
 MEMORY_SOURCES = {CPU_BACKEND: "torch.profiler", KERNEL_BACKEND: "torch.cuda.max_memory_allocated"}
 GIGA, MICRO = 1e9, 1e-6
 
 
-def rows(case: Case, blank: Row, samples: Mapping[str, Sequence[float]], peaks: Mapping[str, int]) -> Iterator[Row]:
+def rows(
+    case: Case,
+    blank: Row,
+    samples: Mapping[str, Sequence[float]],
+    peaks: Mapping[str, int],
+    warm: Mapping[str, Sequence[float]] | None = None,
+) -> Iterator[Row]:
     """Rows of a case from the seconds per call and the peak bytes of each provider.
 
     `blank` has what they share, its note which memory a call got; `samples` may have the copy that bandwidth is held
-    against. A provider's time comes last: one that has its time has all its rows.
+    against, and `warm` has what calls in a CUDA graph take, on a GPU. A provider's time comes last: one that has its
+    time has all its rows.
     """
     for name, seconds in samples.items():
         row = replace(blank, provider=name, status="ok", value=0.0)
@@ -34,8 +52,11 @@ def rows(case: Case, blank: Row, samples: Mapping[str, Sequence[float]], peaks: 
             yield speed
             if name != COPY:
                 yield share(speed, copied_bytes(case) / statistics.median(samples[COPY]) / GIGA)
+        if warm and name in warm:
+            yield replace(time(row, warm[name], "one call after another, recorded as one graph"), metric=GRAPH_TIME)
         baseline = "" if name == COPY else f"baseline: {expression(case)}"
-        yield time(row, seconds, together(baseline, blank.note))
+        host = "" if warm is None or name in warm else "not recorded as a graph: the host's time is counted"
+        yield time(row, seconds, together(baseline, blank.note, host))
 
 
 def copied_bytes(case: Case) -> int:
@@ -65,10 +86,8 @@ def share(speed: Row, copy: float) -> Row:
 
 
 def ratio(row: Row, rival: str, seconds: Sequence[float], others: Sequence[float]) -> Row:
-    """Fastest time over the rival's fastest; the quantiles are those of ratios within a round, where rounds pair."""
-    low = high = None
-    if row.backend == CPU_BACKEND:
-        low, _, high = spread([mine / other for mine, other in zip(seconds, others, strict=True)])
+    """Fastest time over the rival's fastest; the quantiles are those of ratios within a round."""
+    low, _, high = spread([mine / other for mine, other in zip(seconds, others, strict=True)])
     fastest, other = min(seconds), min(others)
     note = f"{fastest / MICRO:.4g} us over {other / MICRO:.4g} us, the fastest of {len(seconds)}"
     note = together(note, row.note)

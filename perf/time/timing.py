@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -19,6 +19,13 @@ BLOCK_S = 2e-3  # a timed block lasts so long at least: far above the clock's re
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 60
 TIMER_WARMUPS = 2
 SILENT = "99"
+Samples = dict[str, list[float]]
+
+# On a GPU.
+GPU_S = 0.4  # what a case is given
+FILLER_BYTES, FILLER_S = 2**29, 3e-4  # more than any cache holds, and about what reading them takes
+WARM_S, MOST_REPEATS = 2e-4, 50  # calls in a row of a warm figure: so long, or so many
+WARMUPS = 3
 
 
 def interleaved(thunks: Mapping[str, Thunk], *, threads: int, budget_s: float) -> dict[str, list[float]]:
@@ -44,13 +51,71 @@ def rotated(names: tuple[str, ...], turn: int) -> tuple[str, ...]:
     return names[start:] + names[:start]
 
 
-def benched(thunks: Mapping[str, Thunk], device: torch.device) -> dict[str, list[float]]:
-    """Seconds per call of each thunk on a GPU, by its own clock, the L2 cache flushed before every call."""
-    from triton.testing import do_bench
+def benched(thunks: Mapping[str, Thunk], device: torch.device, *, budget_s: float = GPU_S) -> tuple[Samples, Samples]:
+    """Seconds per call of each thunk on a GPU by its own clock, a figure a round: with a cold cache, then a warm one.
 
+    Each is recorded as a CUDA graph, so that the host's time is not counted; warm calls follow one another in one. What
+    can't be recorded is called by the host, and has no warm figure. Rounds time all, in rotating order, as on a CPU.
+    The cache is made cold by reading: what is written would still be on its way to memory in the next call's time.
+    """
     with torch.cuda.device(device):
-        times = {name: do_bench(thunk, return_mode="all") for name, thunk in thunks.items()}
-    return {name: [milliseconds / 1e3 for milliseconds in each] for name, each in times.items()}
+        stream, filler = torch.cuda.Stream(), torch.zeros(FILLER_BYTES // 8, dtype=torch.int64, device=device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            singles = {name: recorded(thunk, stream) for name, thunk in thunks.items()}
+            calls = {name: thunks[name] if single is None else single for name, single in singles.items()}
+            once = {name: min(seconds(each)) for name, each in turns(calls, 2, filler).items()}
+            often = {name: min(max(1, math.ceil(WARM_S / once[name])), MOST_REPEATS) for name in calls}
+            warm = {
+                name: single if often[name] == 1 else recorded(thunks[name], stream, often[name])
+                for name, single in singles.items()
+                if single is not None
+            }
+            rounds = int(budget_s / sum(each + FILLER_S + each * often[name] for name, each in once.items()))
+            rounds = min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS)
+            cold_events = turns(calls, rounds, filler)
+            warm_events = turns({name: call for name, call in warm.items() if call is not None}, rounds, None)
+            cold = {name: seconds(each) for name, each in cold_events.items()}
+            return cold, {name: [s / often[name] for s in seconds(each)] for name, each in warm_events.items()}
+
+
+def recorded(thunk: Thunk, stream: torch.cuda.Stream, repeats: int = 1) -> Callable[[], object] | None:
+    """What replays so many calls of the thunk as one CUDA graph; None where they can't be recorded."""
+    for _ in range(WARMUPS):
+        thunk()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(repeats):
+                thunk()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # it waits for the GPU, or asks for what a graph can't have
+        return None
+    return graph.replay
+
+
+def turns(
+    calls: Mapping[str, Callable[[], object]], rounds: int, filler: torch.Tensor | None
+) -> dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]]:
+    """The events before and after every call of so many rounds; with a filler, it is read before each."""
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
+    for turn in range(rounds if calls else 0):
+        for name in rotated(tuple(calls), turn):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            if filler is not None:
+                filler.max()
+            start.record()
+            calls[name]()
+            end.record()
+            events[name].append((start, end))
+    return events
+
+
+def seconds(events: Sequence[tuple[torch.cuda.Event, torch.cuda.Event]]) -> list[float]:
+    """The time between each two events, once the GPU is there."""
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in events]
 
 
 def peak_memory(thunk: Thunk, device: torch.device) -> int:

@@ -182,7 +182,7 @@ for x, dim in (x, None), (x[:1], 1), (x[:, :8].contiguous(), 1), (x[:4, None], 1
     bias = None if dim is None else x.new_empty(x.shape[dim])
     how = bias, dim or 0, "tanh"
     call = lambda: (LAUNCHED.forward(x, *how), LAUNCHED.backward(x, x, *how, (True, dim is not None)))
-    assert len(offline.launches(gpus.B200, call)) >= 2
+    assert len(offline.launches(gpus.GPUS["b200"], call)) >= 2
 """
 
 
@@ -215,7 +215,7 @@ def test_tiles_in_parts_and_two_steps_at_a_time_change_nothing(
 
     monkeypatch.setattr(run, "Run", Run)
     whole = results()
-    monkeypatch.setattr(targets, "INTERPRETER", replace(targets.TARGETS["sm_90"], processors=1))
+    monkeypatch.setattr(targets, "INTERPRETER", replace(targets.TARGETS["h100"], processors=1))
     y, dx, *dbias = results()
     assert parts == [1, 1, 4, 2]
     torch.testing.assert_close([y, dx], whole[:2], rtol=0, atol=0)

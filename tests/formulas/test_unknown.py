@@ -87,7 +87,7 @@ import sys, torch, triton
 sys.path[:0] = ["tests", "tests/formulas"]
 from perf.static import gpus, offline
 import test_unknown as kernels
-triton.runtime.driver.set_active(offline.Driver(gpus.{gpu}))
+triton.runtime.driver.set_active(offline.Driver(gpus.GPUS[{gpu!r}]))
 for kernel in (kernels.formula_kernel, kernels.load_kernel, kernels.store_kernel, kernels.vector_kernel):
     kernel.run = lambda *args, grid, warmup, run=kernel.run, **kwargs: run(*args, grid=grid, warmup=True, **kwargs)
 for order in range(3):
@@ -101,7 +101,7 @@ kernels.test_an_axis_that_no_vector_lies_along_is_named("meta")
 """
 
 
-@pytest.mark.parametrize("gpu", ["B200", "MI300X"])
+@pytest.mark.parametrize("gpu", ["b200", "mi300x"])
 def test_so_it_is_where_kernels_are_compiled(gpu: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     code = OFFLINE.format(gpu=gpu)

@@ -659,6 +659,13 @@ def in_another_process(queue: Any, device: str) -> None:
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_fork_and_spawn_after_import(way: str, method: str, device: str) -> None:
+    """From a new process: in this one autograd may have threads, and PyTorch refuses to fork those."""
+    code = f"import test_compose; test_compose.fork_or_spawn({method!r}, {device!r})"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True, timeout=180)
+
+
+def fork_or_spawn(method: str, device: str) -> None:
     context = multiprocessing.get_context(method)
     queue = context.SimpleQueue()
     process = context.Process(target=in_another_process, args=(queue, device))

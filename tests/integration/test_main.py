@@ -45,14 +45,14 @@ def test_the_backend_it_names_is_the_one_that_computes_a_call(
 
 def test_a_shape_is_planned_as_a_call_would_be(capsys: pytest.CaptureFixture[str]) -> None:
     shape = (8, 1280, 3000)
-    text = printed(capsys, "--shape", "8,1280,3000", "--dim", "1", "--approximate", "none", "--target", "sm_90")
+    text = printed(capsys, "--shape", "8,1280,3000", "--dim", "1", "--approximate", "none", "--gpu", "h100")
     assert "computed as 8 x [1280 rows, 3000 columns], bias along its rows" in text
     assert "H100 SXM (sm_90), 132 processors" in text
     assert "A100" not in text
     strides = torch.empty(shape, device="meta").stride()
     seen = report.matrices(shape, 1, strides, strides)
     assert seen is not None
-    plan = forward_launch(seen, 2, "none", report.TARGETS["sm_90"])
+    plan = forward_launch(seen, 2, "none", report.TARGETS["h100"])
     assert f"bias_gelu_forward  grid {'x'.join(map(str, plan.grid))}, {plan.num_warps} warps" in text
     assert "partial sums\n  reduce_partials" in text
 
@@ -64,8 +64,7 @@ def test_without_a_bias_there_is_nothing_to_reduce(capsys: pytest.CaptureFixture
 
 
 def test_gpus_that_are_not_here_are_the_analysis_own() -> None:
-    known = {name: (target.name, target.processors) for name, target in report.TARGETS.items()}
-    assert known == {name: (gpu.name, gpu.processors) for name, gpu in GPUS.items()}
+    assert {key: gpu.target for key, gpu in GPUS.items()} == report.TARGETS
 
 
 @pytest.mark.parametrize(
@@ -74,6 +73,7 @@ def test_gpus_that_are_not_here_are_the_analysis_own() -> None:
         ("--shape 8,x", "expected positive sizes such as 8,1500,5120, got '8,x'"),
         ("--shape 8,4 --dim 2", "--dim: expected one of the 2 dimensions of --shape, got 2"),
         ("--dim x", "expected an integer, or 'none' for no bias, got 'x'"),
+        ("--shape 8 --gpu h800", "expected one of a100, a100-40gb, h100, "),
         ("--dtype int8", "invalid choice: 'int8'"),
     ],
 )

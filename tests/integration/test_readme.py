@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from perf.rows import DATA, ROOT, Row, UserError, append_row, read_rows
-from perf.show import plot, readme
 
+plot, readme = (pytest.importorskip(f"perf.show.{name}") for name in ("plot", "readme"))
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SMALLER = {  # options that make a long command short, or only ask it for help
     "measure": ["--provider", "triton_gelu", "--seconds", "0", "--output", "{folder}/rows.jsonl"],
@@ -24,7 +24,7 @@ SMALLER = {  # options that make a long command short, or only ask it for help
     "readme": ["--check"],
     "saved": ["--help"],
     "calls": ["--help"],
-    "analyse": ["--target", "sm_90", "--provider", "triton_gelu"],
+    "analyse": ["--gpu", "h100", "--provider", "triton_gelu"],
 }
 README_LINES = 120
 ENOUGH_LINES = 10  # of the README, for a reader to see what it is, and an example

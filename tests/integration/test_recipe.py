@@ -88,8 +88,8 @@ def test_a_backend_added_by_the_recipe_is_asked(tmp_path: Path) -> None:
 
 def test_a_gpu_added_by_the_recipe_is_planned_for_and_known(tmp_path: Path) -> None:
     copy_with("A GPU", tmp_path)
-    done = run(tmp_path, "-m", "triton_gelu", "--shape", "64,4096", "--target", "sm_89")
-    assert "L40S (sm_89), 142 processors" in done.stdout
+    done = run(tmp_path, "-m", "triton_gelu", "--shape", "64,4096", "--gpu", "l4")
+    assert "L4 (sm_89), 58 processors" in done.stdout
     tests = "tests/core/test_targets.py"
     done = run(tmp_path, "-m", "pytest", "-q", tests, "-k", "known_by_name", "--rootdir", str(tmp_path))
     assert done.returncode == 0, done.stdout

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import hatch_build
 import triton_gelu
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +24,7 @@ FLOORS = [  # each imports from those before it, and from its own
     {"ops"},
     {"functional"},
     {"modules"},
-    {"audio", "fuse"},
+    {"audio", "fuse", "hub_layers"},
     {"__init__", "__main__"},
 ]
 """The package's modules and folders: core knows PyTorch and Triton, formulas what GELU is, ops both."""
@@ -151,6 +150,7 @@ What the picture shows.
 
 
 def test_links_and_pictures_of_the_readme_lead_to_the_version_that_was_built() -> None:
+    hatch_build = pytest.importorskip("hatch_build")
     root = "https://example.org/someone/gelu"
     text = hatch_build.described(README, root, "v1.2.3")
     assert f"[guide]({root}/blob/v1.2.3/docs/guide.md) and [paper](https://example.org/paper)" in text
@@ -159,6 +159,7 @@ def test_links_and_pictures_of_the_readme_lead_to_the_version_that_was_built() -
 
 
 def test_without_an_address_links_are_text_and_pictures_are_left_out() -> None:
+    hatch_build = pytest.importorskip("hatch_build")
     text = hatch_build.described(README, None, "v1.2.3")
     assert text.startswith("Text, guide and [paper](https://example.org/paper).\n")
     assert "shows" not in text

@@ -22,36 +22,8 @@ from truth import (
 )
 
 import triton_gelu
+from perf.layouts import GRADIENTS, LAYOUTS, incoming, laid_out
 from triton_gelu import bias_gelu
-
-LAYOUTS = {
-    "a Linear's output": lambda: (torch.randn(3, 7, 1000), 2),
-    "a convolution's output": lambda: (torch.randn(3, 7, 1501), 1),
-    "a bias along the first dimension": lambda: (torch.randn(7, 1000), 0),
-    "a transposed matrix": lambda: (torch.randn(1000, 7).t(), 0),
-    "an image": lambda: (torch.randn(2, 5, 29, 13), 1),
-    "a channels-last image": lambda: (torch.randn(2, 5, 9, 13).contiguous(memory_format=torch.channels_last), 1),
-    "a chunk of the features": lambda: (torch.randn(3, 7, 2000).chunk(2, -1)[1], -1),
-    "a slice of the sequence": lambda: (torch.randn(3, 9, 1000)[:, 1:8], -1),
-    "a chunk of the channels": lambda: (torch.randn(3, 14, 300)[:, :7, 1:], 1),
-    "columns with gaps": lambda: (torch.randn(3, 7, 1000)[..., ::2], -1),
-    "an expanded tensor": lambda: (torch.randn(7, 1000).expand(3, 7, 1000), -1),
-    "a permuted tensor": lambda: (torch.randn(4, 5, 8, 17).permute(2, 0, 3, 1), 1),
-    "a bias of one element": lambda: (torch.randn(4, 1, 700), 1),
-    "one element": lambda: (torch.ones(1), 0),
-    "many rows": lambda: (torch.randn(4000, 7), -1),
-    "many batches of a few positions": lambda: (torch.randn(12, 30, 2), 1),
-    "one channel": lambda: (torch.randn(2, 1, 70000), 1),
-}  # fmt: skip
-
-
-def incoming(kind: str, x: Tensor) -> Tensor:
-    """A gradient for y that autograd might hand over."""
-    if kind == "expanded":
-        return torch.randn((), device=x.device).to(x.dtype).expand(x.shape)
-    if kind == "transposed":
-        return torch.randn(x.shape[::-1], device=x.device).to(x.dtype).permute(*reversed(range(x.ndim)))
-    return torch.randn(x.shape, device=x.device).to(x.dtype)
 
 
 def check(x: Tensor, bias: Tensor | None, dy: Tensor, dim: int, approximate: str) -> None:
@@ -65,13 +37,12 @@ def check(x: Tensor, bias: Tensor | None, dy: Tensor, dim: int, approximate: str
             assert_no_worse_than(their, our, true, more)
 
 
-@pytest.mark.parametrize("gradient", ["dense", "expanded", "transposed"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_of_x_and_of_the_incoming_gradient_gives_right_values(
     layout: str, gradient: str, device: str
 ) -> None:
-    x, dim = LAYOUTS[layout]()
-    x = x.to(device)
+    x, dim = laid_out(layout, device)
     check(x, torch.randn(x.shape[dim], device=device), incoming(gradient, x), dim, "tanh")
 
 
@@ -116,8 +87,7 @@ def test_the_founding_tensor_agrees_with_the_founding_formula(device: str) -> No
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_result_has_the_memory_format_of_a_pointwise_operator(layout: str, device: str) -> None:
-    x, dim = LAYOUTS[layout]()
-    x = x.to(device)
+    x, dim = laid_out(layout, device)
     y = bias_gelu(x, torch.zeros(x.shape[dim], device=device), dim=dim)
     assert y.stride() == torch.nn.functional.gelu(x).stride()
 

@@ -13,7 +13,7 @@ from perf.accuracy import truth
 from perf.accuracy.truth import spacing
 from triton_gelu.formulas import Logistic
 from triton_gelu.formulas.plain import CLOSED, MILLS, MILLS_SCALE, d2gelu, dgelu, gelu
-from triton_gelu.ops import bias_gelu_cpu
+from triton_gelu.ops import cpu_blocks
 from triton_gelu.ops.bias_gelu_cpu import backward, forward
 
 SMALLEST = 2.0**-120
@@ -51,7 +51,7 @@ def floats() -> Tensor:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts tensors into blocks of a hundred elements."""
-    monkeypatch.setattr(bias_gelu_cpu, "_block_size", lambda: 100)
+    monkeypatch.setattr(cpu_blocks, "block_size", lambda: 100)
 
 
 def worst_in_windows(got: Tensor, true: Tensor, unit: Tensor, u: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def test_blocks_of_any_layout_give_what_one_plain_pass_gives(
 @pytest.mark.parametrize("beyond", [-1, 0, 1])
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_a_block_more_or_less_changes_no_result(blocks: int, beyond: int) -> None:
-    n = blocks * bias_gelu_cpu._block_size() + beyond
+    n = blocks * cpu_blocks.block_size() + beyond
     x, dy = torch.randn(n, 1), torch.randn(n, 1)
     bias = torch.randn(1)
     torch.testing.assert_close(forward(x, bias, 1, "tanh"), gelu(x + bias, "tanh"), rtol=1e-6, atol=1e-7)

@@ -10,7 +10,7 @@ from triton_gelu.core.targets import TARGETS, Target
 from triton_gelu.ops import bias_gelu_plan
 from triton_gelu.ops.bias_gelu_plan import Tile, backward_tile, forward_tile, partial_sums
 
-H100, MI300X = TARGETS["sm_90"], TARGETS["gfx942"]
+H100, MI300X = TARGETS["h100"], TARGETS["mi300x"]
 KERNEL_LIMITS = (2**31 - 1, 65535, 65535)
 
 

@@ -6,7 +6,7 @@ from triton_gelu.core.plan import Backward, Launch
 from triton_gelu.core.targets import TARGETS
 from triton_gelu.ops import bias_gelu_transpose_plan
 
-H100 = TARGETS["sm_90"]
+H100 = TARGETS["h100"]
 KERNEL_LIMITS = (2**31 - 1, 65535, 65535)
 
 TRANSPOSED = [(32, 1280, 1500), (1, 384, 1501), (5, 7, 3), (70000, 16, 64), (2, 1 << 20, 1 << 20), (1, 5_000_000, 1)]

@@ -44,7 +44,7 @@ def test_the_bias_gradient_of_a_million_rows_is_within_2_ulp(kind: str, device: 
 def test_a_million_terms_of_one_sign_are_added_within_an_ulp_of_bfloat16(cols: int, processors: int) -> None:
     as_matrices = matrices((ROWS, cols), 1, (cols, 1), (cols, 1), (cols, 1))
     assert as_matrices is not None
-    target = replace(TARGETS["sm_90"], processors=processors)
+    target = replace(TARGETS["h100"], processors=processors)
     plan = bias_gelu_plan.backward_launches(
         as_matrices, 2, "tanh", target, needs_dy=False, needs_x=True, needs_bias=True
     )

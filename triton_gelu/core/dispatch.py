@@ -1,7 +1,13 @@
-"""Which backend computes a call (Triton kernels, CPU blocks, plain PyTorch), by its device and dtype, and why."""
+"""Which backend computes a call (Triton kernels, CPU blocks, plain PyTorch), by its device and dtype, and why.
+
+For debugging, the environment decides instead: `TRITON_GELU_BACKEND=torch` leaves everything to plain PyTorch, and
+`TRITON_GELU_BACKEND=kernels` raises where kernels do not run, in eager calls, compiled graphs and fused models. It is
+read when the package is imported; calls that are known ask nobody.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,12 +102,46 @@ def choose(backends: Sequence[Backend], x: Tensor) -> Choice:
     raise NotImplementedError(f"no backend takes tensors like these: {'; '.join(refused)}")
 
 
+SWITCH = "TRITON_GELU_BACKEND"
+TORCH, KERNELS = "torch", "kernels"
+
+
+def parse_switch(value: str) -> str | None:
+    """What the environment asks for: plain PyTorch, kernels, or nothing."""
+    if value not in ("", TORCH, KERNELS):
+        raise ValueError(f"the environment variable {SWITCH} must be {TORCH!r}, {KERNELS!r} or not set, got {value!r}")
+    return value or None
+
+
+demanded = parse_switch(os.environ.get(SWITCH, ""))
+
+
+def drives(device_type: str) -> Support:
+    """Whether kernels run on tensors of this device type, as far as the environment lets them, and why."""
+    if demanded == TORCH:
+        return Support.no(f"{SWITCH} is {TORCH}")
+    possible, reason = compat_triton.drives(device_type)
+    return Support(possible, reason)
+
+
+def insist(support: Support, device_type: str) -> Support:
+    """The same support; raises where kernels are demanded and can't run. On meta tensors nothing can."""
+    if demanded == KERNELS and not support.possible and device_type != "meta":
+        raise RuntimeError(f"{SWITCH} is {KERNELS}, and none run on this {device_type} tensor: {support.reason}")
+    return support
+
+
 def kernels_support(x: Tensor) -> Support:
     """Whether Triton kernels can compute on tensors like x."""
-    if x.dtype is torch.float64:
-        return Support.no("kernels compute in float32")
-    possible, reason = compat_triton.drives(x.device.type)
-    return Support(possible, reason)
+    in_float64 = Support.no("kernels compute in float32")
+    return insist(in_float64 if x.dtype is torch.float64 else drives(x.device.type), x.device.type)
+
+
+def graph_support(x: Tensor) -> Support:
+    """Whether Triton kernels can be in compiled graphs that compute on tensors like x."""
+    if compat_triton.INTERPRETED:
+        return insist(Support.no("Triton's interpreter takes no part in compiled graphs"), x.device.type)
+    return kernels_support(x)
 
 
 def cpu_support(x: Tensor) -> Support:

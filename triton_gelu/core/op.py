@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from . import checks, compat_torch, compat_triton, eager, graph, run
+from . import checks, compat_torch, compat_triton, dispatch, eager, graph, run
 from .compat_torch import EXACT
 from .declare import (
     BACKWARD,
@@ -41,7 +41,7 @@ from .declare import (
     shape_of,
     sharding_rules,
 )
-from .dispatch import Backend, Choice, Kernels, Support, choose, kernels_support
+from .dispatch import Backend, Choice, Kernels, Support, choose, graph_support, kernels_support
 
 
 class Op:
@@ -108,6 +108,8 @@ class Op:
 
     def choose(self, x: Tensor) -> Choice:
         """The backend that computes plain eager calls on tensors like x, and why."""
+        if dispatch.demanded == dispatch.TORCH:
+            return Choice(self.plain, f"{dispatch.SWITCH} is {dispatch.TORCH}")
         return choose(self.backends, x)
 
     def options_of(self, level: Level, given: Sequence[Any]) -> tuple[Any, ...]:
@@ -120,8 +122,8 @@ class Op:
         if type(x) in EXACT:
             kept = (self.forward, self.backward, None)[number]
             return (kept or self.fastest(number, x))(*given)
-        with_kernels = not compat_triton.INTERPRETED and kernels_support(x).possible
-        return self._level_by(self.recorded if with_kernels and self.recorded else self.plain, number)(*given)
+        backend = self.recorded if self.recorded and graph_support(x).possible else self.plain
+        return self._level_by(backend, number)(*given)
 
     def fastest(self, number: int, x: Tensor) -> Callable[..., Any]:
         """What computes a level of plain eager calls on tensors like x: the fastest backend that has this level."""
@@ -195,6 +197,8 @@ class Op:
     def _fake(self, number: int, *given: Any) -> Any:
         """What an operator returns, without what is in it."""
         level = self.levels[number]
+        if self.recorded and dispatch.demanded:  # a graph that a compiler has kept is not computed again
+            graph_support(given[level.lead])
         results = empty_results(level, given, self.dim(*self.options_of(level, given)))
         return tuple(or_empty(results, given[level.lead])) if level.needs else results[0]
 
@@ -224,7 +228,8 @@ class Op:
         return differentiate, save
 
     def _register_decompositions(self) -> None:
-        module = None if compat_triton.INTERPRETED or self.kernels is None else self.kernels.module
+        graphs_without = compat_triton.INTERPRETED or dispatch.demanded == dispatch.TORCH
+        module = None if graphs_without or self.kernels is None else self.kernels.module
         for number, operator in enumerate(self.operators):
             kernels = [] if module is None else module.KERNELS
             compat_torch.register_decomposition(operator, functools.partial(self._implement, number), kernels)

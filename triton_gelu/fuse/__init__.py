@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from . import patch
-from .gelu import FORMULAS, has_kernels
+from .gelu import FORMULAS, drives
 from .gelu_modules import asks_itself
 from .layers import kind_of
 from .patch import Change
@@ -62,7 +62,7 @@ class FusionReport:
         kernels = "each GELU is one kernel; its gradient and the bias's come from one pass over memory"
         if self.device_type == "meta":
             return f"On a device with Triton kernels, {kernels}; elsewhere, PyTorch's own operators run."
-        if has_kernels(self.device_type):
+        if drives(self.device_type).possible:
             return f"On {self.device_type}, {kernels}."
         return f"On {self.device_type}, there are no kernels: PyTorch's own operators run, as before."
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..core import compat_torch, compat_triton
+from ..core import compat_torch
 from ..core.checks import DTYPES
 from ..core.compat_torch import EXACT as EXACT_TYPES
 from ..core.compat_torch import apply_without_functorch, functional_tensor, is_exporting, is_transformed, untraced
 from ..core.compat_torch import is_plain_eager as is_ordinary
 from ..core.declare import BACKWARD
+from ..core.dispatch import drives, insist
 from ..core.op import Op
 from ..formulas import FORMULAS, Approximate
 from ..functional import gelu
@@ -27,6 +28,7 @@ __all__ = [
     "FORMULAS",
     "Approximate",
     "apply_without_functorch",
+    "drives",
     "functional_tensor",
     "gelu",
     "is_exporting",
@@ -43,7 +45,7 @@ the autograd node that takes over ours costs the host 9 microseconds."""
 @untraced
 def has_kernels(device_type: str) -> bool:
     """Whether GELU is a kernel of ours on this device; on meta tensors, whether it would be where they may go."""
-    return device_type == "meta" or compat_triton.drives(device_type)[0]
+    return device_type == "meta" or insist(drives(device_type), device_type).possible
 
 
 class HarmlessMode(TorchFunctionMode):

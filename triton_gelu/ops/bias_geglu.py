@@ -5,37 +5,21 @@ The halves lie in one tensor, and their gradients come back in one: it is those 
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
-
-import torch
 from torch import Tensor
 
 from ..core.declare import HALF, VECTOR, WHOLE, Arg, Option, Tensors
-from ..core.dispatch import Backend
+from ..core.dispatch import Backend, cpu_support
 from ..core.op import Op
 from ..formulas import FORMULAS
-from . import bias_gelu
-from .bias_gelu import column, preactivation, total, value
+from . import bias_gelu, gated_cpu, vectors
+from .bias_gelu import value
 from .bias_gelu_mul import gradients, incoming, second_gradients, to_dtype_of
-
-Activated = Literal["first", "second"]
-"""Which half goes through GELU; the other is the factor."""
-
-
-def halves(x: Tensor, dim: int, activated: str) -> tuple[Tensor, Tensor]:
-    """Views of the half of x that goes through GELU, and of the other."""
-    first, second = x.chunk(2, dim)
-    return (first, second) if activated == "first" else (second, first)
-
-
-def joined(gelus: Tensor, factors: Tensor, dim: int, activated: str) -> Tensor:
-    """A tensor that has these `halves`."""
-    return torch.cat((gelus, factors) if activated == "first" else (factors, gelus), dim)
+from .halves import check_activated, halves, joined
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str, activated: str) -> Tensor:
     """gelu(one half of x + bias) times the other in x's dtype; arithmetic in fp32, or fp64 for fp64 x."""
-    u, w = halves(preactivation(x, bias, dim), dim, activated)
+    u, w = halves(vectors.add(x, bias, dim), dim, activated)
     return (value(u, approximate) * w).to(x.dtype)
 
 
@@ -49,7 +33,7 @@ def backward(
     needs: tuple[bool, bool],
 ) -> Tensors:
     """dx and dbias, each if it is needed."""
-    u, w = halves(preactivation(x, bias, dim), dim, activated)
+    u, w = halves(vectors.add(x, bias, dim), dim, activated)
     du, dw = gradients(dy, u, w, approximate, (True, True))
     return _of_inputs(du, dw, x, bias, dim, activated, needs)
 
@@ -66,7 +50,7 @@ def double_backward(
     needs: tuple[bool, bool, bool],
 ) -> Tensors:
     """The gradients of `backward` for dy, x and bias, where those of dx and dbias are ddx and ddbias (None: zero)."""
-    both = preactivation(x, bias, dim)
+    both = vectors.add(x, bias, dim)
     u, w = halves(both, dim, activated)
     ddu, ddw = halves(incoming(ddx, ddbias, both, dim), dim, activated)
     needs_x = needs[1] or needs[2]
@@ -89,20 +73,13 @@ def _of_inputs(
     dx = joined(du.to(x.dtype), dw.to(x.dtype), dim, activated) if needs[0] else None
     if bias is None or not needs[1]:
         return dx, None
-    return dx, joined(total(du, bias.dtype, dim), total(dw, bias.dtype, dim), 0, activated)
+    return dx, joined(vectors.total(du, bias, dim), vectors.total(dw, bias, dim), 0, activated)
 
 
 def standard(x: Tensor, bias: Tensor | None, dim: int, approximate: str, activated: str) -> Tensor:
     """The same in standard operators: what an exported graph holds."""
-    u, w = halves(x if bias is None else x + column(bias, x, dim), dim, activated)
+    u, w = halves(x if bias is None else x + vectors.column(bias, x, dim), dim, activated)
     return (FORMULAS[approximate].standard(u) * w).to(x.dtype)
-
-
-def check_activated(activated: Any) -> None:
-    """Raise ValueError unless this names a half."""
-    names = get_args(Activated)
-    if not isinstance(activated, str) or activated not in names:
-        raise ValueError(f"activated must be {' or '.join(map(repr, names))}, got {activated!r}")
 
 
 def check_options(x: Tensor, dim: int, approximate: str, activated: str) -> tuple[int, str, str]:
@@ -116,6 +93,8 @@ def check_options(x: Tensor, dim: int, approximate: str, activated: str) -> tupl
     return dim, approximate, activated
 
 
+CPU = Backend(bias_gelu.CPU.name, gated_cpu.joined_forward, gated_cpu.joined_backward, None, cpu_support)
+
 BIAS_GEGLU = Op(
     "bias_geglu",
     [Arg("x", WHOLE), Arg("bias", VECTOR, optional=True)],
@@ -123,6 +102,7 @@ BIAS_GEGLU = Op(
     [Option("dim", "int"), Option("approximate", "str"), Option("activated", "str")],
     dim=lambda dim, approximate, activated: dim,
     check=check_options,
+    backends=[CPU],
     plain=Backend(bias_gelu.PLAIN.name, forward, backward, double_backward),
     standard=standard,
 )

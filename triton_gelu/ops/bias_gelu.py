@@ -21,12 +21,12 @@ from ..core.dispatch import Backend, Kernels, cpu_support
 from ..core.op import Op
 from ..formulas import FORMULAS, Normal, check_approximate
 from ..formulas import plain as formulas
-from . import bias_gelu_cpu, bias_gelu_plan
+from . import bias_gelu_cpu, bias_gelu_plan, vectors
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in x's dtype; arithmetic in fp32, or fp64 for fp64 x."""
-    return value(preactivation(x, bias, dim), approximate).to(x.dtype)
+    return value(vectors.add(x, bias, dim), approximate).to(x.dtype)
 
 
 def backward(
@@ -34,9 +34,10 @@ def backward(
 ) -> Tensors:
     """dx and dbias, each if it is needed."""
     needs_x, needs_bias = needs
-    u = preactivation(x, bias, dim)
+    u = vectors.add(x, bias, dim)
     du = slope(dy.to(u.dtype), u, approximate)
-    return du.to(x.dtype) if needs_x else None, total(du, bias.dtype, dim) if bias is not None and needs_bias else None
+    dbias = vectors.total(du, bias, dim) if needs_bias and bias is not None else None
+    return du.to(x.dtype) if needs_x else None, dbias
 
 
 def double_backward(
@@ -50,37 +51,20 @@ def double_backward(
     needs: tuple[bool, bool, bool],
 ) -> Tensors:
     """The gradients of `backward` for dy, x and bias, where those of dx and dbias are ddx and ddbias (None: zero)."""
-    u = preactivation(x, bias, dim)
-    v = preactivation(torch.zeros_like(u) if ddx is None else ddx.to(u.dtype), ddbias, dim)
+    u = vectors.add(x, bias, dim)
+    v = vectors.add(torch.zeros_like(u) if ddx is None else ddx.to(u.dtype), ddbias, dim)
     du = bend(v * dy, u, approximate)
     return (
         slope(v, u, approximate).to(dy.dtype) if needs[0] else None,
         du.to(x.dtype) if needs[1] else None,
-        total(du, bias.dtype, dim) if bias is not None and needs[2] else None,
+        vectors.total(du, bias, dim) if needs[2] and bias is not None else None,
     )
 
 
 def standard(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in standard operators: what an exported graph holds."""
-    u = x if bias is None else x + column(bias, x, dim)
+    u = x if bias is None else x + vectors.column(bias, x, dim)
     return FORMULAS[approximate].standard(u).to(x.dtype)
-
-
-def preactivation(x: Tensor, bias: Tensor | None, dim: int) -> Tensor:
-    """x + bias in fp32, or fp64 for fp64 x."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return x.to(wide) if bias is None else x.to(wide) + column(bias.to(wide), x, dim)
-
-
-def column(bias: Tensor, x: Tensor, dim: int) -> Tensor:
-    """The bias in a shape that adds to x along dim."""
-    return bias.view(-1, *[1] * (x.ndim - dim - 1))
-
-
-def total(du: Tensor, dtype: torch.dtype, dim: int) -> Tensor:
-    """The gradient of a bias of this dtype, where that of x + bias is du."""
-    others = [d for d in range(du.ndim) if d != dim]
-    return (du.sum(others) if others else du.clone()).to(dtype)  # a clone: dx must not be the same tensor
 
 
 def value(u: Tensor, approximate: str) -> Tensor:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..core.declare import VECTOR, WHOLE, Arg, Option, Tensors
-from ..core.dispatch import Backend
+from ..core.dispatch import Backend, cpu_support
 from ..core.op import Op
 from ..formulas import FORMULAS
-from .bias_gelu import PLAIN as UNGATED
-from .bias_gelu import bend, check_options, column, preactivation, slope, total, value
+from . import bias_gelu, gated_cpu, vectors
+from .bias_gelu import bend, check_options, slope, value
 
 
 def gradients(dy: Tensor, u: Tensor, w: Tensor, approximate: str, needs: tuple[bool, bool]) -> Tensors:
@@ -39,7 +39,7 @@ def forward(
     x: Tensor, other: Tensor, bias: Tensor | None, other_bias: Tensor | None, dim: int, approximate: str
 ) -> Tensor:
     """gelu(x + bias) (other + other_bias) in x's dtype; arithmetic in fp32, or fp64 for fp64 x."""
-    u, w = preactivation(x, bias, dim), preactivation(other, other_bias, dim)
+    u, w = vectors.add(x, bias, dim), vectors.add(other, other_bias, dim)
     return (value(u, approximate) * w).to(x.dtype)
 
 
@@ -54,7 +54,7 @@ def backward(
     needs: tuple[bool, bool, bool, bool],
 ) -> Tensors:
     """The gradients of x, other, bias and other_bias, each if it is needed."""
-    u, w = preactivation(x, bias, dim), preactivation(other, other_bias, dim)
+    u, w = vectors.add(x, bias, dim), vectors.add(other, other_bias, dim)
     du, dw = gradients(dy, u, w, approximate, (needs[0] or needs[2], needs[1] or needs[3]))
     return _of_inputs(du, dw, x, bias, other_bias, dim, needs)
 
@@ -74,7 +74,7 @@ def double_backward(
     needs: tuple[bool, bool, bool, bool, bool],
 ) -> Tensors:
     """The gradients of `backward` for dy and the inputs, where those of its results are given (None: zero)."""
-    u, w = preactivation(x, bias, dim), preactivation(other, other_bias, dim)
+    u, w = vectors.add(x, bias, dim), vectors.add(other, other_bias, dim)
     ddu, ddw = incoming(ddx, ddbias, u, dim), incoming(ddother, ddother_bias, w, dim)
     wanted = needs[0], needs[1] or needs[3], needs[2] or needs[4]
     ddy, d2u, d2w = second_gradients(ddu, ddw, dy, u, w, approximate, wanted)
@@ -85,14 +85,14 @@ def standard(
     x: Tensor, other: Tensor, bias: Tensor | None, other_bias: Tensor | None, dim: int, approximate: str
 ) -> Tensor:
     """gelu(x + bias) (other + other_bias) in standard operators: what an exported graph holds."""
-    u = x if bias is None else x + column(bias, x, dim)
-    w = other if other_bias is None else other + column(other_bias, other, dim)
+    u = x if bias is None else x + vectors.column(bias, x, dim)
+    w = other if other_bias is None else other + vectors.column(other_bias, other, dim)
     return (FORMULAS[approximate].standard(u) * w).to(x.dtype)
 
 
 def incoming(ddx: Tensor | None, ddbias: Tensor | None, u: Tensor, dim: int) -> Tensor:
     """The gradient of du, where those of dx and dbias are given (None: zero): both are made of du."""
-    return preactivation(u.new_zeros(()).expand_as(u) if ddx is None else ddx.to(u.dtype), ddbias, dim)
+    return vectors.add(u.new_zeros(()).expand_as(u) if ddx is None else ddx.to(u.dtype), ddbias, dim)
 
 
 def to_dtype_of(x: Tensor, gradient: Tensor | None) -> Tensor | None:
@@ -120,8 +120,10 @@ def _of_inputs(
 
 
 def _of_bias(du: Tensor | None, bias: Tensor | None, dim: int) -> Tensor | None:
-    return None if du is None or bias is None else total(du, bias.dtype, dim)
+    return None if du is None or bias is None else vectors.total(du, bias, dim)
 
+
+CPU = Backend(bias_gelu.CPU.name, gated_cpu.forward, gated_cpu.backward, None, cpu_support)
 
 BIAS_GELU_MUL = Op(
     "bias_gelu_mul",
@@ -135,7 +137,8 @@ BIAS_GELU_MUL = Op(
     [Option("dim", "int"), Option("approximate", "str")],
     dim=lambda dim, approximate: dim,
     check=check_options,
-    plain=Backend(UNGATED.name, forward, backward, double_backward),
+    backends=[CPU],
+    plain=Backend(bias_gelu.PLAIN.name, forward, backward, double_backward),
     standard=standard,
 )
 """gelu(x + bias) (other + other_bias), its backward and double backward: see `triton_gelu.bias_gelu_mul`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from perf.static.machine.code import Code, Instruction, Registers
+from perf.static.machine.code import Code, Instruction, Load, Registers, words
 
 _LINE = re.compile(
     r"(?:(?P<label>\.LBB\w+):|\s+(?P<opcode>(?:s|v|ds|buffer|global|flat|scratch)_\w+)\s*(?P<rest>[^;]*))"
@@ -24,6 +24,9 @@ ASKS_FOR_ANY = {"s_cbranch_execz": False, "s_cbranch_execnz": True}  # which way
 _REGISTER = re.compile(
     r"(?P<file>[sv])(?:(?P<one>\d+)|\[(?P<first>\d+):(?P<last>\d+)\])$|(?P<mask>vcc|exec)(?P<half>_lo|_hi)?$"
 )
+_PARAMETER = re.compile(r"\.offset:\s+(\d+)\s+\.size:\s+(\d+)")
+_WAIT = re.compile(r"\bvmcnt\((\d+)\)")
+_KERNEL_ARGUMENTS = "s[0:1]"  # where they lie, at a kernel's start
 _WITHOUT_RESULT = re.compile(r"\w+_(store|write)_|s_(waitcnt|barrier|nop|endpgm|branch|cbranch|setprio|sleep|sethalt)")
 _CONTROL = re.compile(r"s_(waitcnt|barrier|nop|endpgm|c?branch|setprio|sleep)")
 _KEEPS_SCC = re.compile(r"s_(mov|brev|load|mul|cselect)")
@@ -50,6 +53,7 @@ def code(assembly: str) -> Code:
         registers=int(re.findall(r"\.vgpr_count:\s+(\d+)", metadata)[0]),
         stack=int(re.findall(r"\.private_segment_fixed_size:\s+(\d+)", metadata)[0]),
         listing=assembly,
+        parameters=words((int(at), int(size)) for at, size in _PARAMETER.findall(metadata.partition(".args:")[2])),
     )
 
 
@@ -72,6 +76,23 @@ def parse(assembly: str) -> tuple[Instruction, ...]:
         else:
             program.append(Instruction(opcode, operands))
     return tuple(program)
+
+
+class MemoryCounter:
+    """The `Outstanding` of CDNA: loads and stores end in order, and a wait leaves so many of them."""
+
+    def __init__(self) -> None:
+        self.operations: list[Load] = []
+
+    def ended_by(self, instruction: Instruction) -> list[Load]:
+        found = _WAIT.search(" ".join(instruction.operands)) if instruction.opcode == "s_waitcnt" else None
+        over = max(len(self.operations) - int(found[1]), 0) if found else 0
+        ended, self.operations = self.operations[:over], self.operations[over:]
+        return ended
+
+    def issue(self, instruction: Instruction, load: Load | None) -> None:
+        if load is not None:
+            self.operations.append(load)
 
 
 class Amdgcn:
@@ -125,6 +146,18 @@ class Amdgcn:
             space, width = self.access(instruction)
             return {"lds" if space == "shared" else "vmem": max(1, width / 4)}
         return {"valu": 4 if _QUARTER_RATE.match(instruction.opcode) else 1}
+
+    def outstanding(self) -> MemoryCounter:
+        return MemoryCounter()
+
+    def parameter(self, instruction: Instruction) -> int | None:
+        operands = instruction.operands
+        if not instruction.opcode.startswith("s_load_dword") or operands[1:2] != (_KERNEL_ARGUMENTS,):
+            return None
+        return int(operands[2], 0)
+
+    def is_predicate(self, register: str) -> bool:
+        return register.startswith(("vcc", "exec", "scc"))
 
     def access(self, instruction: Instruction) -> tuple[str, int]:
         unit, _, rest = instruction.opcode.partition("_")

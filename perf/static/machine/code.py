@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -14,12 +15,17 @@ class Untraceable(Exception):
 
 @dataclass(frozen=True)
 class Instruction:
-    """`target` is the place of the instruction a branch goes to; `guard` the predicate it is executed under."""
+    """`target` is the place of the instruction a branch goes to; `guard` the predicate it is executed under.
+
+    `sets` is the scoreboard that its result is announced on, and `waits` those that it waits for, where there are any.
+    """
 
     opcode: str
     operands: tuple[str, ...] = ()
     guard: str = ""
     target: int | None = None
+    sets: int | None = None
+    waits: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         guard = f"@{self.guard} " if self.guard else ""
@@ -32,6 +38,24 @@ class Registers:
 
     reads: frozenset[str]
     writes: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Bytes that a thread has asked memory for, and the round in which it did; 0 bytes where nobody counts them."""
+
+    size: int
+    round: int
+
+
+class Outstanding(Protocol):
+    """What has been asked of memory and is not there yet."""
+
+    def ended_by(self, instruction: Instruction) -> Sequence[Load]:
+        """What has to be there before an instruction is issued, and from then on is."""
+
+    def issue(self, instruction: Instruction, load: Load | None) -> None:
+        """Issue an instruction, which asks for something of memory where `load` is not None."""
 
 
 class InstructionSet(Protocol):
@@ -55,7 +79,16 @@ class InstructionSet(Protocol):
         """What an instruction is counted as, for people to read."""
 
     def busy(self, instruction: Instruction) -> Mapping[str, float]:
-        """Lanes of each unit (the names of `GPU.lanes` and `GPU.does`) that one thread's instruction takes."""
+        """Lanes of each unit (as `Architecture.lanes` and `does` name them) that one thread's instruction takes."""
+
+    def outstanding(self) -> Outstanding:
+        """Nothing is, at a kernel's start."""
+
+    def parameter(self, instruction: Instruction) -> int | None:
+        """Where an instruction reads the kernel's parameters: the first of as many 32-bit words as it has results."""
+
+    def is_predicate(self, register: str) -> bool:
+        """Whether a register holds a condition."""
 
     def access(self, instruction: Instruction) -> tuple[str, int]:
         """ "load" or "store" (global), "shared", "spill" or "", and the bytes a thread moves."""
@@ -63,13 +96,17 @@ class InstructionSet(Protocol):
 
 @dataclass(frozen=True)
 class Code:
-    """One kernel's machine code, and what the assembler says of it."""
+    """One kernel's machine code, and what the assembler says of it.
+
+    `parameters` has the number of a parameter for the place, in bytes, of each of its 32-bit words.
+    """
 
     isa: InstructionSet
     instructions: tuple[Instruction, ...]
     registers: int
     stack: int
     listing: str
+    parameters: Mapping[int, int] = field(default_factory=dict)
 
     @cached_property
     def used(self) -> tuple[Registers, ...]:
@@ -84,3 +121,22 @@ class Code:
     @cached_property
     def ends(self) -> frozenset[int]:
         return frozenset(place for place, each in enumerate(self.instructions) if self.isa.ends(each))
+
+
+@dataclass(frozen=True)
+class Issued:
+    """What a warp issues, as runs of consecutive places (start, end)."""
+
+    runs: tuple[tuple[int, int], ...]
+
+    def times(self) -> Counter[int]:
+        """How often the instruction at each place is issued."""
+        times: Counter[int] = Counter()
+        for (start, end), often in Counter(self.runs).items():
+            times.update(dict.fromkeys(range(start, end), often))
+        return times
+
+
+def words(places: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """The parameter of each 32-bit word, from where in memory each parameter begins and its size, in order."""
+    return {start + at: number for number, (start, size) in enumerate(places) for at in range(0, size, 4)}

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
-from perf.static.machine.code import Code, Untraceable
+from perf.static.machine.code import Code, Issued, Untraceable
 from perf.static.machine.control_flow import Block, Flow, Loop
 
 MOST_RUNS = 1_000_000
@@ -53,20 +53,6 @@ class Trips:
     loops: tuple[Planned, ...] = ()
     masked: bool | None = None
     loads: int = 0
-
-
-@dataclass(frozen=True)
-class Issued:
-    """What a warp issues, as runs of consecutive places (start, end)."""
-
-    runs: tuple[tuple[int, int], ...]
-
-    def times(self) -> Counter[int]:
-        """How often the instruction at each place is issued."""
-        times: Counter[int] = Counter()
-        for (start, end), often in Counter(self.runs).items():
-            times.update(dict.fromkeys(range(start, end), often))
-        return times
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
-from perf.static.machine.code import Code, Instruction, Registers, Untraceable
+from perf.static.machine.code import Code, Instruction, Load, Registers, Untraceable, words
 
 _LINE = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@(?P<guard>!?U?P\w)\s+)?(?P<opcode>[A-Z][\w.]*)(?P<operands>[^;]*);")
+_CONTROL = re.compile(r"\s*/\* 0x(?P<word>[0-9a-f]{16}) \*/\s*$")
 _LABEL = re.compile(r"\s*(\.L_\w+):")
+_CONSTANT = re.compile(r"\bc\[0x0\]\[(0x[0-9a-f]+)\]")
 _REGISTER = re.compile(r"\b(U?[RP])(\d+)\b(\.64|\.F32x2)?")
 
 _BRANCHES = ("BRA", "CALL", "JMP")
@@ -30,7 +34,7 @@ _SPACES = {
 _HEADINGS = {
     "fma": "FFMA FMUL FADD FFMA2 FMUL2 FADD2 FSWZADD FHADD FHFMA FHMUL HFMA2 HADD2 HMUL2 HMNMX2 HSET2 HSETP2 DADD DFMA",
     "alu": "FMNMX FMNMX3 FSEL FSET FSETP FCHK LOP3 PLOP3 PRMT SEL SHF SHL SHR MOV CS2R VOTE P2R R2P BMSK",
-    "integer": "IADD3 IMAD LEA ISETP IMNMX VIADD VIADDMNMX VIMNMX VIMNMX3 IABS SGXT POPC FLO BREV IDP",
+    "integer": "IADD IADD3 IMAD LEA ISETP IMNMX VIADD VIADDMNMX VIMNMX VIMNMX3 IABS SGXT POPC FLO BREV IDP",
     "mufu": "MUFU",
     "conversion": "F2F F2FP F2I F2IP I2F I2FP I2IP FRND",
     "memory": "LDG STG LDS STS LDL STL LD ST LDC LDSM STSM LDGSTS ATOM ATOMG ATOMS RED SHFL S2R",
@@ -54,13 +58,16 @@ _UNIT = {
 
 
 def code(listing: str, elf: str) -> Code:
-    """A kernel from what `nvdisasm -c` and `cuobjdump -elf` print."""
+    """A kernel from what `nvdisasm -c -hex` and `cuobjdump -elf` print."""
+    start = int(_found(r"PARAM_CBANK.*?Value:\s+0x\w+ 0x(\w+)", elf), 16) & 0xFFFF if "PARAM_CBANK" in elf else 0
+    places = re.findall(r"Ordinal : 0x(\w+)\s+Offset\s+: 0x(\w+)\s+Size\s+: 0x(\w+)", elf)
     return Code(
         isa=Sass(),
         instructions=parse(listing),
         registers=int(_found(r"register count: (\d+)", elf)),
         stack=int(_found(r"min stack size: (0x[0-9a-f]+)", elf), 16),
         listing=listing,
+        parameters=words((start + at, size) for _, at, size in sorted([int(x, 16) for x in each] for each in places)),
     )
 
 
@@ -72,18 +79,33 @@ def _found(pattern: str, text: str) -> str:
 
 
 def parse(listing: str) -> tuple[Instruction, ...]:
-    """The instructions of a listing by `nvdisasm -c` of one kernel, without the padding after its end."""
+    """The instructions of a listing by `nvdisasm -c -hex` of one kernel, without the padding after its end.
+
+    Behind each follow the words that it is encoded in; the upper one has its scoreboards.
+    """
     places: dict[str, int] = {}
     lines: list[re.Match[str]] = []
+    control: dict[int, int] = {}
     for line in listing.splitlines():
         if label := _LABEL.match(line):
             places[label[1]] = len(lines)
         elif match := _LINE.match(line):
             lines.append(match)
-    program = [_instruction(line, places) for line in lines]
+        elif word := _CONTROL.match(line):
+            control[len(lines) - 1] = int(word["word"], 16)
+    program = [_scoreboards(_instruction(line, places), control.get(i)) for i, line in enumerate(lines)]
     while program and (program[-1].opcode == "NOP" or program[-1].target == len(program) - 1):
         program.pop()
     return tuple(program)
+
+
+def _scoreboards(instruction: Instruction, word: int | None) -> Instruction:
+    """An instruction with the scoreboards that it sets and waits for: bits 46 to 48 and 52 to 57 of its upper word."""
+    if word is None:
+        return instruction
+    sets, mask = word >> 46 & 7, word >> 52 & 63
+    waits = frozenset(number for number in range(6) if mask >> number & 1)
+    return replace(instruction, sets=None if sets == 7 else sets, waits=waits)
 
 
 def _instruction(line: re.Match[str], places: Mapping[str, int]) -> Instruction:
@@ -99,13 +121,47 @@ def _instruction(line: re.Match[str], places: Mapping[str, int]) -> Instruction:
     return Instruction(line["opcode"], operands, condition, places[label[1]])
 
 
+class Scoreboards:
+    """The `Outstanding` of NVIDIA GPUs: a load is there once nobody waits for its scoreboard any more.
+
+    Copies to shared memory (cp.async) end by groups: LDGDEPBAR closes one, DEPBAR leaves so many of them open.
+    """
+
+    def __init__(self) -> None:
+        self.by_scoreboard: dict[int, list[Load]] = defaultdict(list)
+        self.copies: list[Load] = []
+        self.groups: list[list[Load]] = []
+
+    def ended_by(self, instruction: Instruction) -> list[Load]:
+        over = [load for number in instruction.waits for load in self.by_scoreboard.pop(number, [])]
+        if _name(instruction.opcode) == "DEPBAR" and len(instruction.operands) == 2:
+            left = len(self.groups) - int(instruction.operands[1], 16)
+            over += [load for group in self.groups[: max(left, 0)] for load in group]
+            self.groups = self.groups[max(left, 0) :]
+        return over
+
+    def issue(self, instruction: Instruction, load: Load | None) -> None:
+        name = _name(instruction.opcode)
+        if name == "LDGDEPBAR":
+            self.groups.append(self.copies)
+            self.copies = []
+        elif name == "LDGSTS" and load is not None:
+            self.copies.append(load)
+        elif load is not None and instruction.sets is not None:
+            self.by_scoreboard[instruction.sets].append(load)
+
+
 class Sass:
     """The `InstructionSet` of NVIDIA GPUs. A predicate is the word 0 or 1."""
 
     def registers(self, instruction: Instruction) -> Registers:
         results, sources = _places(instruction)
-        width = 2 if re.search(r"\.(64|WIDE|HI)", instruction.opcode) else 1
-        reads = [name for each in (*sources, instruction.guard) for name in _registers(each, width)]
+        if _name(instruction.opcode) in ("IMAD", "UIMAD") and re.search(r"\.(WIDE|HI)", instruction.opcode):
+            widths = [1, 1, 2]  # of factors and addend
+        else:
+            widths = [2 if ".64" in instruction.opcode else 1] * len(sources)
+        reads = [name for each, width in zip(sources, widths, strict=False) for name in _registers(each, width)]
+        reads += _registers(instruction.guard, 1)
         writes = [name for each in results for name in _registers(each, _width(instruction))]
         return Registers(frozenset(reads), frozenset(writes))
 
@@ -145,6 +201,16 @@ class Sass:
             taken["lsu"] = max(1, width / 4)
         return taken
 
+    def outstanding(self) -> Scoreboards:
+        return Scoreboards()
+
+    def parameter(self, instruction: Instruction) -> int | None:
+        found = next((match for each in instruction.operands if (match := _CONSTANT.search(each))), None)
+        return int(found[1], 16) if found else None
+
+    def is_predicate(self, register: str) -> bool:
+        return is_predicate(register)
+
     def access(self, instruction: Instruction) -> tuple[str, int]:
         name, *modifiers = instruction.opcode.split(".")
         space = _SPACES.get(name, "")
@@ -176,7 +242,7 @@ def _width(instruction: Instruction) -> int:
     name, *modifiers = instruction.opcode.split(".")
     if name in _IN_PAIRS or (name == "CS2R" and "32" not in modifiers):
         return 2
-    if "WIDE" in modifiers:
+    if "WIDE" in modifiers or (name in ("IADD", "MOV") and "64" in modifiers):
         return 2
     loads = name.startswith(("LD", "ULDC", "S2"))
     return max(1, next((_BYTES[each] // 4 for each in modifiers if each in _BYTES), 1)) if loads else 1

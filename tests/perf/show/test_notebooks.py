@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from perf.show import notebooks
+nbformat, notebooks = (pytest.importorskip(name) for name in ("nbformat", "perf.show.notebooks"))
 
 NOTEBOOKS = sorted(notebooks.FOLDER.glob("*.ipynb"))
 

@@ -11,7 +11,8 @@ from example_rows import ROW, measured_rows
 
 from perf import __main__ as command_line
 from perf.rows import Row, append_row
-from perf.show import plot
+
+plot = pytest.importorskip("perf.show.plot")
 
 
 def test_pictures_are_drawn_from_rows_and_say_what_ran(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from perf.static import count
-from perf.static.gpus import B200, GPUS, H100, MI300X
+from perf.static.gpus import GPUS
 
 TTIR = """
   tt.func public @toy(%x: !tt.ptr<bf16> {tt.divisibility = 16 : i32} loc("x"), %y: !tt.ptr<f32> loc("y"), %n: i32) {
@@ -35,21 +35,30 @@ def test_loads_and_stores_are_followed_through_pointer_arithmetic() -> None:
 def test_registers_and_shared_memory_limit_how_many_blocks_are_resident(
     registers: int, shared: int, blocks: int
 ) -> None:
-    assert H100.resident_blocks(registers, shared, warps_per_block=4) == blocks
+    assert GPUS["h100"].resident_blocks(registers, shared, warps_per_block=4) == blocks
+
+
+def test_a_processor_of_sm_89_holds_48_warps_in_24_blocks() -> None:
+    for key in ("l40s", "rtx4090", "rtx5090"):
+        assert GPUS[key].resident_blocks(16, 0, warps_per_block=1) == 24
+        assert GPUS[key].resident_blocks(32, 0, warps_per_block=4) == 12
+    assert GPUS["a100"].resident_blocks(32, 0, warps_per_block=4) == 16
 
 
 def test_an_amd_compute_unit_holds_eight_waves_of_64_registers_on_each_simd() -> None:
-    assert MI300X.resident_blocks(64, 0, warps_per_block=4) == 8
+    assert GPUS["mi300x"].resident_blocks(64, 0, warps_per_block=4) == 8
 
 
 def test_the_budget_of_instructions_is_what_memory_leaves_time_for() -> None:
-    elements = B200.bandwidth.value / 4  # bf16 in, bf16 out
-    assert B200.per_second("issue") / elements == pytest.approx(17.5, abs=0.1)
-    assert B200.per_second("xu") / elements == pytest.approx(2.2, abs=0.05)
+    gpu = GPUS["b200"]
+    elements = gpu.bandwidth / 4  # bf16 in, bf16 out
+    assert gpu.per_second("issue") / elements == pytest.approx(18.3, abs=0.1)
+    assert gpu.per_second("xu") / elements == pytest.approx(2.3, abs=0.05)
 
 
 def test_every_number_about_a_gpu_has_a_source_and_says_how_sure_it_is() -> None:
     for gpu in GPUS.values():
-        for datum in (gpu.bandwidth, gpu.clock, gpu.latency, *gpu.lanes.values()):
+        for datum in (gpu.target.bandwidth, gpu.target.clock, *gpu.chip.lanes.values()):
+            assert datum is not None
             assert datum.source
             assert datum.sure in ("published", "derived", "assumed")

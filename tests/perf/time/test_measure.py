@@ -126,6 +126,7 @@ def test_without_a_compiler_compiled_providers_are_skipped(tmp_path: Path, monke
 
 
 def test_one_command_measures_prints_a_table_and_names_its_files(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     output = tmp_path / "rows.jsonl"
     words = ["--shape", "4,8", "--provider", "triton_gelu", "--output", str(output), "--seconds", "0", "--plot"]
     done = subprocess.run(
