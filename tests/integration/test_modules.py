@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perf.time.timing import peak_memory
-from triton_gelu import GELU, MLP, BiasGELU, Conv1dGELU, Conv2dGELU, LinearGELU, bias_gelu, gelu
+from triton_gelu import GEGLU, GELU, MLP, BiasGELU, Conv1dGELU, Conv2dGELU, LinearGELU, bias_gelu, gelu
 from triton_gelu.formulas import FORMULAS
 
 pytestmark = pytest.mark.kernels
@@ -38,6 +39,8 @@ def test_a_layer_says_what_it_is() -> None:
     mlp = MLP(8, approximate="none")
     assert repr(mlp).splitlines()[1] == "  approximate='none', recompute=False"
     assert repr(mlp.fc1) == repr(nn.Linear(8, 32))
+    assert repr(MLP(8, gated="first")).splitlines()[1] == "  approximate='tanh', recompute=False, gated='first'"
+    assert repr(GEGLU(8, 4)).splitlines()[1] == "  activated='second', approximate='none'"
 
 
 def test_the_bias_has_the_device_and_type_asked_for() -> None:
@@ -53,6 +56,8 @@ LAYERS = (
     Conv1dGELU(4, 4, 3, padding=1, padding_mode="reflect"),
     Conv2dGELU(1, 4, 3),
     MLP(8, 4, recompute=True),
+    MLP(8, 4, recompute=True, gated="second"),
+    GEGLU(8, 4),
 )
 
 
@@ -70,6 +75,7 @@ UNKNOWN = {
     "Conv1dGELU": lambda: Conv1dGELU(8, 8, 3, approximate="erf"),  # type: ignore[arg-type]
     "Conv2dGELU": lambda: Conv2dGELU(8, 8, 3, approximate="erf"),  # type: ignore[arg-type]
     "MLP": lambda: MLP(8, approximate="erf"),  # type: ignore[arg-type]
+    "GEGLU": lambda: GEGLU(8, 8, approximate="erf"),  # type: ignore[arg-type]
 }
 
 
@@ -163,6 +169,53 @@ def test_an_mlp_is_two_linear_maps_and_gelu(device: str) -> None:
     ]
 
 
+class DiffusersGEGLU(nn.Module):
+    """As diffusers writes it."""
+
+    def __init__(self, dim_in: int, dim_out: int, bias: bool = True) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim_in, dim_out * 2, bias=bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states, gate = self.proj(hidden_states).chunk(2, dim=-1)
+        return hidden_states * F.gelu(gate)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_geglu_is_that_of_diffusers(bias: bool, device: str) -> None:
+    theirs, ours = DiffusersGEGLU(6, 8, bias).to(device), GEGLU(6, 8, bias, device=device)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 5, 6, device=device, requires_grad=True)
+    results = []
+    for module in (ours, theirs):
+        y = module(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("gated", ["first", "second"])
+def test_a_gated_mlp_multiplies_the_halves_of_its_first_map(gated: Any, device: str) -> None:
+    mlp = MLP(6, 10, gated=gated, device=device)
+    assert [tuple(p.shape) for p in mlp.parameters()] == [(20, 6), (20,), (6, 10), (6,)]
+    x = torch.randn(5, 6, device=device)
+    first, second = F.linear(x, mlp.fc1.weight, mlp.fc1.bias).chunk(2, -1)
+    u, w = (first, second) if gated == "first" else (second, first)
+    hidden = F.gelu(u, approximate="tanh") * w
+    torch.testing.assert_close(mlp(x), F.linear(hidden, mlp.fc2.weight, mlp.fc2.bias))
+    handle = mlp.fc1.register_forward_hook(lambda module, args, y: 2 * y)
+    hooked = F.gelu(2 * u, approximate="tanh") * (2 * w)
+    torch.testing.assert_close(mlp(x), F.linear(hooked, mlp.fc2.weight, mlp.fc2.bias))
+    handle.remove()
+
+
+def test_a_half_that_is_none_is_refused_by_the_name_of_the_argument() -> None:
+    with pytest.raises(ValueError, match="activated must be 'first' or 'second', got 'third'"):
+        GEGLU(8, 8, activated="third")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="gated must be 'first' or 'second', got True"):
+        MLP(8, gated=True)  # type: ignore[arg-type]
+
+
 def saved_bytes(module: nn.Module, x: Tensor) -> int:
     """What autograd keeps of a forward pass, but for parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
@@ -180,13 +233,14 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
     return sum(saved.values())
 
 
+@pytest.mark.parametrize("gated", [None, "first", "second"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_recomputing_saves_the_hidden_activation_and_changes_no_bit(
-    dtype: torch.dtype, bias: bool, device: str
+    dtype: torch.dtype, bias: bool, gated: Any, device: str
 ) -> None:
-    plain = MLP(6, 32, bias=bias, device=device, dtype=dtype)
-    frugal = MLP(6, 32, bias=bias, recompute=True, device=device, dtype=dtype)
+    plain = MLP(6, 32, bias=bias, gated=gated, device=device, dtype=dtype)
+    frugal = MLP(6, 32, bias=bias, gated=gated, recompute=True, device=device, dtype=dtype)
     frugal.load_state_dict(plain.state_dict())
     x = torch.randn(3, 5, 6, device=device, dtype=dtype, requires_grad=True)
     results = []

@@ -1,4 +1,4 @@
-"""Two linear maps with a GELU between them."""
+"""Linear maps and a GELU: a gated GELU behind one map, and an MLP of two with a GELU between them, gated or not."""
 
 from __future__ import annotations
 
@@ -9,21 +9,66 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..functional import Approximate, bias_gelu, check_approximate
+from ..functional import Activated, Approximate, bias_geglu, bias_gelu, check_activated, check_approximate
 from .untouched import is_untouched, product_and_bias
+
+
+class GEGLU(nn.Module):
+    """GELU of one half of a linear map times the other half: with `a, b = proj(x).chunk(2, -1)`, `a * gelu(b)`.
+
+    With these defaults it is what diffusers calls GEGLU. `proj` is PyTorch's own nn.Linear, so that whatever looks for
+    one finds it; its bias and the gated GELU are one pass while nobody has touched it, as in `MLP`.
+
+    Args:
+        in_features, out_features: the last dimensions of x and of the result; proj makes `2 * out_features`.
+        bias: whether proj has one.
+        activated: the half that goes through GELU, see `bias_geglu`.
+        approximate: the formula, see `bias_gelu`. **The default is `"none"`, as in diffusers**, and not `"tanh"`.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: activated or approximate is unknown.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        activated: Activated = "second",
+        approximate: Approximate = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_activated(activated)
+        check_approximate(approximate)
+        super().__init__()
+        self.activated: Activated = activated
+        self.approximate: Approximate = approximate
+        self.proj = nn.Linear(in_features, 2 * out_features, bias, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        product, bias = product_and_bias(self.proj, nn.Linear, x)
+        return bias_geglu(product, bias, activated=self.activated, approximate=self.approximate)
+
+    def extra_repr(self) -> str:
+        return f"activated={self.activated!r}, approximate={self.approximate!r}"
 
 
 class MLP(nn.Module):
     """Two linear maps with GELU between them: `fc2(gelu(fc1(x)))`.
 
-    Both are PyTorch's own nn.Linear. LoRA, quantisation, tensor parallelism and whatever else replaces, wraps or hooks
-    them does to them what it always does: fc1's bias and GELU are one pass while nobody has touched fc1, and else fc1
-    is called, and GELU follows.
+    Gated, fc1 makes two halves, and GELU of one is multiplied by the other. Both maps are PyTorch's own nn.Linear.
+    LoRA, quantisation, tensor parallelism and whatever else replaces, wraps or hooks them does to them what it always
+    does: fc1's bias and GELU are one pass while nobody has touched fc1, and else fc1 is called, and GELU follows.
 
     Args:
         in_features: the last dimension of x.
         hidden_features: that of the activation; 4 in_features if None.
         out_features: that of the result; in_features if None.
+        gated: the half of fc1's result that goes through GELU, `"first"` or `"second"`, see `bias_geglu`: fc1 then has
+            `2 * hidden_features`. None: GELU is not gated.
         approximate: the formula, see `bias_gelu`.
         bias: whether both maps have one.
         recompute: save the pre-activation only, and compute the activation again when fc2's weight gradient needs it:
@@ -31,7 +76,7 @@ class MLP(nn.Module):
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: approximate is unknown.
+        ValueError: approximate or gated is unknown.
     """
 
     def __init__(
@@ -43,16 +88,20 @@ class MLP(nn.Module):
         approximate: Approximate = "tanh",
         bias: bool = True,
         recompute: bool = False,
+        gated: Activated | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         check_approximate(approximate)
+        if gated is not None:
+            check_activated(gated, "gated")
         super().__init__()
         hidden_features = 4 * in_features if hidden_features is None else hidden_features
         out_features = in_features if out_features is None else out_features
         self.approximate: Approximate = approximate
         self.recompute = recompute
-        self.fc1 = nn.Linear(in_features, hidden_features, bias, device=device, dtype=dtype)
+        self.gated: Activated | None = gated
+        self.fc1 = nn.Linear(in_features, (2 if gated else 1) * hidden_features, bias, device=device, dtype=dtype)
         self.fc2 = nn.Linear(hidden_features, out_features, bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,9 +115,13 @@ class MLP(nn.Module):
         return y
 
     def _second(self, product: Tensor, bias: Tensor | None, parameters: tuple[Any, ...] = ()) -> Tensor:
-        y = bias_gelu(product, bias, approximate=self.approximate)
+        if self.gated is None:
+            y = bias_gelu(product, bias, approximate=self.approximate)
+        else:
+            y = bias_geglu(product, bias, activated=self.gated, approximate=self.approximate)
         z: Tensor = nn.functional.linear(y, *parameters) if parameters else self.fc2(y)
         return z
 
     def extra_repr(self) -> str:
-        return f"approximate={self.approximate!r}, recompute={self.recompute}"
+        gated = "" if self.gated is None else f", gated={self.gated!r}"
+        return f"approximate={self.approximate!r}, recompute={self.recompute}{gated}"

@@ -11,11 +11,11 @@ Activated = Literal["first", "second"]
 """Which half goes through GELU; the other is the factor."""
 
 
-def check_activated(activated: Any) -> None:
-    """Raise ValueError unless this names a half."""
+def check_activated(activated: Any, name: str = "activated") -> None:
+    """Raise ValueError, which calls the argument by its name, unless it says which half."""
     names = get_args(Activated)
     if not isinstance(activated, str) or activated not in names:
-        raise ValueError(f"activated must be {' or '.join(map(repr, names))}, got {activated!r}")
+        raise ValueError(f"{name} must be {' or '.join(map(repr, names))}, got {activated!r}")
 
 
 def halves(x: Tensor, dim: int, activated: str) -> tuple[Tensor, Tensor]:
