@@ -7,11 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from triton_gelu.core.dropout import rate, weight
 from triton_gelu.core.matrices import Ints, rows_in_memory
 from triton_gelu.core.philox import ROUNDS, philox, words_of
+from triton_gelu.core.philox_device import dropout_weight
 
 PI = 0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344
 ANSWERS = {  # of Random123, the library of the paper: rounds, key, counter, words
@@ -124,3 +127,33 @@ def test_the_scale_goes_with_the_rounded_probability_so_that_the_mean_is_one(ite
         found = rate(p, itemsize)
         assert abs(found.threshold / 2**found.bits - (1 - p)) <= 2.0 ** -(found.bits + 1)
         assert found.scale * found.threshold == pytest.approx(2**found.bits if found.threshold else 0, rel=2.0**-51)
+
+
+@triton.jit
+def weight_kernel(seed_ptr, w_ptr, rows, counters, first, last, scale, BITS: tl.constexpr, WIDE: tl.constexpr):
+    PER: tl.constexpr = 128 // BITS
+    row = tl.program_id(0) * 4 + tl.arange(0, 4)
+    group = tl.program_id(1) * 8 + tl.arange(0, 8)
+    number = row[:, None] * counters + group[None, :] + first.to(tl.int64 if WIDE else tl.int32)
+    w = dropout_weight(tl.load(seed_ptr), number, last.to(tl.uint32), scale, BITS)
+    col = tl.program_id(1) * 8 * PER + tl.arange(0, 8 * PER)
+    inside = (row < rows)[:, None] & (col < counters * PER)[None, :]
+    tl.store(w_ptr + row[:, None] * (counters * PER) + col[None, :], w, mask=inside)
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kernels_drop_what_pytorch_code_drops(seed: int, p: float, itemsize: int, device: str) -> None:
+    how, rows, counters = rate(p, itemsize), 10, 13
+    key, w = torch.tensor(seed, device=device), torch.empty(rows, counters * how.per_counter, device=device)
+    weight_kernel[(3, 2)](key, w, rows, counters, 0, how.last, how.scale, BITS=how.bits, WIDE=itemsize == 2)
+    assert torch.equal(w, weight(key, w.shape, 1, w.stride(), how, torch.float32))
+
+
+def test_kernels_count_past_a_word(device: str) -> None:
+    how, first = rate(0.5, 4), 2**32 - 6
+    key, w = torch.tensor(3, device=device), torch.empty(1, 8 * 4, device=device)
+    weight_kernel[(1, 1)](key, w, 1, 8, first, how.last, how.scale, BITS=32, WIDE=True)
+    words = philox(words_of(key), (*words_of(first + torch.arange(8, device=device)), 0, 0))
+    assert torch.equal(w, (torch.stack(words, -1).view(1, -1) < how.threshold) * how.scale)

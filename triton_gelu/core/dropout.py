@@ -45,6 +45,12 @@ class Rate:
     threshold: int
     scale: float
 
+    @property
+    def last(self) -> int:
+        """The largest word of 32 bits that begins with bits that are kept, as an int32; where all drop, scale is 0."""
+        last = max((self.threshold << (32 - self.bits)) - 1, 0)
+        return last - 2**32 if last >= 2**31 else last
+
 
 def rate(dropout_p: float, itemsize: int) -> Rate:
     """The rate for results of elements of this size. `scale` goes with the rounded p: the mean of w is exactly 1."""

@@ -1,0 +1,57 @@
+"""The bits of dropout on the device: what philox.py and dropout.py say in PyTorch, for the elements of a tile."""
+
+import triton
+import triton.language as tl
+
+from . import philox as plain
+
+ROUNDS = tl.constexpr(plain.ROUNDS)
+FIRST_MULTIPLIER, SECOND_MULTIPLIER = (tl.constexpr(each) for each in plain.MULTIPLIERS)
+FIRST_STEP, SECOND_STEP = (tl.constexpr(each) for each in plain.KEY_STEPS)
+
+
+@triton.jit
+def philox(seed, number):
+    """The four words of the counters (number, 0, 0): a product of 64 bits is one instruction for both its words."""
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    c0 = number.to(tl.uint32)
+    c1 = (number >> 32).to(tl.uint32) if number.dtype.primitive_bitwidth == 64 else c0 * 0
+    c2 = c0 * 0
+    c3 = c2
+    for _ in tl.static_range(ROUNDS):
+        first = c0.to(tl.uint64) * FIRST_MULTIPLIER
+        second = c2.to(tl.uint64) * SECOND_MULTIPLIER
+        c0 = (second >> 32).to(tl.uint32) ^ c1 ^ k0
+        c2 = (first >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1 = second.to(tl.uint32)
+        c3 = first.to(tl.uint32)
+        k0 = tl.add(k0, FIRST_STEP, sanitize_overflow=False)
+        k1 = tl.add(k1, SECOND_STEP, sanitize_overflow=False)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def side_by_side(a, b, c, d):
+    """[M, N] each, to [M, 4 N], their elements in turn."""
+    x = tl.join(tl.join(a, c), tl.join(b, d))
+    return tl.reshape(x, (a.shape[0], 4 * a.shape[1]))
+
+
+@triton.jit
+def dropout_weight(seed, number, last, scale, BITS: tl.constexpr):
+    """w of a tile: `scale` where an element's BITS of 32, followed by ones, are at most `last`, else 0.
+
+    `number` has the counter of each element that begins one, so that w is as many times as wide.
+    """
+    a, b, c, d = philox(seed, number)
+    if BITS == 16:
+        # A word has the bits of two elements; those of the first come to the front.
+        even = side_by_side((a << 16) <= last, (b << 16) <= last, (c << 16) <= last, (d << 16) <= last)
+        odd = side_by_side(a <= last, b <= last, c <= last, d <= last)
+        kept = tl.reshape(tl.join(even, odd), (number.shape[0], 8 * number.shape[1]))
+    elif BITS == 32:
+        kept = side_by_side(a <= last, b <= last, c <= last, d <= last)
+    else:
+        tl.static_assert(False, f"an element has 16 or 32 bits, not {BITS}")
+    return tl.where(kept, scale, 0.0)
