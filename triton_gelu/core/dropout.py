@@ -103,6 +103,8 @@ class DropoutOp(Op):
     def drop(self, seed: Tensor | None, *given: Any) -> Tensor:
         """The result of a call whose `seed`, from `draw_seed`, comes first."""
         *others, dropout_p = given
+        if dropout_p == 0.0:
+            return self.alone.call(*others)
         dropout_p = check_dropout_p(dropout_p)
         if isinstance(given[0], Tensor) and compat_torch.is_sharded(given[0]):
             raise NotImplementedError(
@@ -143,10 +145,10 @@ def followed(op: Op, of: Backend) -> Backend:
     return Backend(of.name, forward, backward, double_backward if of.double_backward else None, of.supports)
 
 
-def check_dropout_p(dropout_p: Any) -> float:
-    """The probability as a float; raise unless it is one."""
+def check_dropout_p(dropout_p: Any, name: str = "dropout_p") -> float:
+    """The probability as a float; raise, and call the argument by its name, unless it is one."""
     if not isinstance(dropout_p, (int, float)):
-        raise TypeError(f"dropout_p must be a float, got {type(dropout_p).__name__}")
+        raise TypeError(f"{name} must be a float, got {type(dropout_p).__name__}")
     if not 0 <= dropout_p <= 1:
-        raise ValueError(f"dropout_p must be between 0 and 1, got {dropout_p}")
+        raise ValueError(f"{name} must be between 0 and 1, got {dropout_p}")
     return float(dropout_p)
