@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n auto --dist loadgroup
 
-.PHONY: sweep gpu test test-all matrix lint wheel hub clean
+.PHONY: sweep gpu test test-all matrix lint docs wheel hub clean
 
 .venv/torch:
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,10 @@ PARALLEL := -n auto --dist loadgroup
 sweep: .venv/sweep
 	$(BIN)/python -m perf measure --set quick --plot
 
+# The documentation as a site, in dist/docs/site.
+docs: .venv/dev
+	$(BIN)/python docs/site/build_site.py --output dist/docs
+
 # What a package index takes: a wheel and a source distribution, and whether it would show them as they are meant.
 wheel: .venv/dev
 	rm -rf dist/index
@@ -36,7 +40,7 @@ hub: .venv/torch
 	$(BIN)/python hub/build.py --output dist/hub
 
 gpu: .venv/dev
-	$(BIN)/python -m perf gpu
+	$(BIN)/python -m perf gpu --output perf/data
 
 lint: .venv/dev
 	$(BIN)/ruff check .

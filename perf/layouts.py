@@ -28,6 +28,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "columns with gaps": lambda randn: (randn(3, 7, 1000)[..., ::2], -1),
     "an expanded tensor": lambda randn: (randn(7, 1000).expand(3, 7, 1000), -1),
     "a permuted tensor": lambda randn: (randn(4, 5, 8, 17).permute(2, 0, 3, 1), 1),
+    "a convolution's output of an even number of channels": lambda randn: (randn(3, 8, 1501), 1),
     "a bias of one element": lambda randn: (randn(4, 1, 700), 1),
     "one element": lambda randn: (randn(1), 0),
     "many rows": lambda randn: (randn(4000, 7), -1),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from triton_gelu.__main__ import parse_dim, parse_shape
-from triton_gelu.core import checks, compat_triton
+from triton_gelu.core import checks, compat_triton, dispatch
 from triton_gelu.core.dispatch import Backend
 from triton_gelu.core.op import Op
 from triton_gelu.core.targets import TARGETS, Datum, Target, key_of
 from triton_gelu.formulas import FORMULAS
+from triton_gelu.formulas.polynomials import EXACT
 from triton_gelu.ops.bias_gelu import BIAS_GELU
 from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
     from perf.cases import Case
 
 __all__ = [
-    "DTYPES", "FORMULAS", "PLANS", "PLAN_VARIABLE", "TARGETS", "Datum", "Target", "call_by_kernels", "forget_drivers",
-    "gpu_reported_as", "is_interpreted", "kernel_formulas", "key_of", "parse_dim", "parse_shape", "replaced",
-    "triton_drives",
+    "BACKEND_VARIABLE", "DTYPES", "EXACT", "FORMULAS", "PLAN_VARIABLE", "TARGETS", "Datum", "Target",
+    "call_by_kernels", "forget_drivers", "gpu_reported_as", "is_interpreted", "kernel_formulas", "key_of",
+    "launches_kernels", "parse_dim", "parse_shape", "plans_can_be_asked_for", "replaced", "triton_drives",
 ]  # fmt: skip
 
 DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: fp32, bf16, fp16
@@ -42,8 +44,7 @@ DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: f
 }
 META = torch.device("meta")
 PLAN_VARIABLE = "TRITON_GELU_PLAN"
-PLANS: tuple[str, ...] = ()
-"""What the environment variable may ask for, apart from the plans that are the default."""
+BACKEND_VARIABLE = dispatch.SWITCH
 
 
 def call_by_kernels(case: Case) -> Callable[[], object]:
@@ -105,6 +106,16 @@ def is_interpreted() -> bool:
 def triton_drives(device_type: str) -> bool:
     """Whether kernels run on such a device."""
     return compat_triton.drives(device_type)[0]
+
+
+def launches_kernels(device: torch.device) -> bool:
+    """Whether a call on such a device launches the library's kernels."""
+    return BIAS_GELU.choose(torch.empty(0, device=device)).backend is BIAS_GELU.launched
+
+
+def plans_can_be_asked_for() -> bool:
+    """Whether this version of the library reads `PLAN_VARIABLE`."""
+    return importlib.util.find_spec("triton_gelu.core.in_flight") is not None
 
 
 def forget_drivers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,6 +35,16 @@ def vector(x: Tensor, dim: int) -> Tensor:
     return torch.randn(x.shape[dim])
 
 
+def whole(x: Tensor, dim: int) -> Tensor:
+    """Another tensor of x's shape."""
+    return torch.randn(x.shape)
+
+
+def has_halves(x: Tensor, dim: int) -> bool:
+    """Whether x has two halves along dim."""
+    return x.shape[dim] % 2 == 0
+
+
 def position(x: Tensor, dim: int) -> Tensor:
     """What a stem adds: [L, C] for an x of [N, C, L]."""
     return torch.randn(x.shape[2], x.shape[1])
@@ -47,6 +58,11 @@ def is_of_a_convolution(x: Tensor, dim: int) -> bool:
 OPERATORS: Mapping[str, Operator] = {
     "gelu": Operator(lambda x, *, dim, approximate: triton_gelu.gelu(x, approximate=approximate)),
     "bias_gelu": Operator(triton_gelu.bias_gelu, (vector,)),
+    "bias_geglu": Operator(partial(triton_gelu.bias_geglu, activated="first"), (vector,), takes=has_halves),
+    "bias_geglu, second half": Operator(
+        partial(triton_gelu.bias_geglu, activated="second"), (vector,), takes=has_halves
+    ),
+    "bias_gelu_mul": Operator(triton_gelu.bias_gelu_mul, (whole, vector, vector)),
     "bias_gelu_transpose": Operator(
         lambda *tensors, dim, approximate: triton_gelu.bias_gelu_transpose(*tensors, approximate=approximate),
         (vector, position),

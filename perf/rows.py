@@ -36,6 +36,7 @@ HOST_TIME = "time of the host"
 THROUGHPUT = "throughput"
 COPY_SHARE = "share of copy bandwidth"
 PEAK_MEMORY = "peak memory"
+BASELINE_COMPILED = "torch.compile"  # the provider that is PyTorch alone, compiled
 COPY = "copy"  # the provider of the bandwidth that the others are held against
 RATIO = "ratio to {}"  # of times, to another provider's
 

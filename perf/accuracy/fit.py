@@ -1,4 +1,4 @@
-"""The polynomials of triton_gelu/formulas/device.py, fitted: `python -m perf fit` prints them and their errors.
+"""The polynomials of triton_gelu/formulas, fitted: `python -m perf fit` prints them and their errors.
 
 Each is a minimax fit: weighted least squares whose weights grow where the error is largest (C. L. Lawson, 1961), until
 the largest error is as small as it can be. Then the coefficients are rounded to float32 one after another, from the
@@ -93,7 +93,7 @@ def bell(n: Array) -> Array:
 
 
 def all_fits() -> list[Fit]:
-    """In the order in which they stand in the file."""
+    """In the order in which `in_the_files` finds them."""
     largest = math.log(2) / 2 * (1 + 2.0**-12)  # the nearest integer is found in float32
     x = dense(-largest, largest)
     fits = [Fit("exp(x), relative", 6, x, np.exp(x), np.exp(-x), constant=1.0, rounded=False)]
@@ -121,8 +121,8 @@ def all_fits() -> list[Fit]:
     return fits
 
 
-def in_the_file() -> list[tuple[float, ...]]:
-    """The coefficients of formulas/device.py: its tuples of numbers, in order."""
+def in_the_files() -> list[tuple[float, ...]]:
+    """The coefficients that there are: the tuples of numbers in device.py, in order, then those of polynomials.py."""
     tuples = [node for node in ast.walk(ast.parse(FORMULAS_FILE.read_text())) if isinstance(node, ast.Tuple)]
     found = []
     for node in sorted(tuples, key=lambda node: node.lineno):
@@ -132,7 +132,8 @@ def in_the_file() -> list[tuple[float, ...]]:
             continue
         if len(numbers) > 4:
             found.append(numbers)
-    return found
+    exact = library.EXACT.values()
+    return [*found, *(each.log2_gate for each in exact), *(each.slope for each in exact)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,9 +141,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print each polynomial as it could stand in the file, its error, and the error of the one that does."""
-    for fit, present in zip(all_fits(), in_the_file(), strict=True):
+    """Print each polynomial as it could stand in the package, its error, and the error of the one that does."""
+    for fit, present in zip(all_fits(), in_the_files(), strict=True):
         found = fit.solve()
-        print(f"{fit.name}: {fit.error(found):.3g} (in the file: {fit.error(present):.3g})")
+        print(f"{fit.name}: {fit.error(found):.3g} (in the package: {fit.error(present):.3g})")
         print("    " + ", ".join(str(np.float32(c)) if fit.rounded else f"{c:.12g}" for c in found))
     return 0

@@ -39,6 +39,7 @@ WIDE_EXACT_HEADROOM = {"h200": 1.5}  # backward, where rows are long
 FRAMES_TANH_KIB = {"b200": 56}  # backward: 64 takes spills
 SMALL_BYTES = 2**24  # of x: where launches are too short for a GPU, if programs are few
 LEAST_PROGRAMS = 4.0  # a processor, there
+FILLED = 0.9  # of the bytes in flight that are the goal, on average over all processors
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from perf.cases import Case
 from perf.static.count import Counted
-from perf.static.goals import LEAST_PROGRAMS, goal, published
+from perf.static.goals import FILLED, LEAST_PROGRAMS, goal, published
 from perf.static.gpus import GPU
 from perf.static.offline import Launched
 
@@ -100,7 +100,7 @@ def in_flight(case: Case, main: Counted, gpu: GPU, small: float) -> Iterator[Met
     least, found = goal(gpu, case).in_flight, published(gpu)
     needed = f"{least:.0f} are the goal; {found.value:.0f} {found.sure}: {found.source}"
     yield Metric(IN_FLIGHT, unit, each * main.resident, needed)
-    yield Metric(AVERAGE_IN_FLIGHT, unit, each * min(main.resident, programs), "of a processor in the first wave")
+    yield Metric(AVERAGE_IN_FLIGHT, unit, each * min(main.resident, programs), f"{FILLED * least:.0f} are the goal")
     yield Metric(PEAK_IN_FLIGHT, unit, flight.peak * main.threads * main.resident)
     yield Metric(ROUNDS, "per step", flight.rounds_a_step, f"{flight.streamed} bytes a thread in {flight.steps} steps")
     yield Metric(PROGRAMS, "per processor", programs, f"{main.resident} are resident")

@@ -110,8 +110,9 @@ def file_in(output: Path, name: str) -> Path:
 
 
 def surroundings(kernels: Path) -> dict[str, str]:
-    """The environment of workers: whatever they compile is kept in one folder, and kernels are not interpreted."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "PYTHONPATH")}
+    """The environment of workers: what they compile is kept in one folder, and the library decides as it does."""
+    decided = ("TRITON_INTERPRET", "PYTHONPATH", library.PLAN_VARIABLE, library.BACKEND_VARIABLE)
+    inherited = {name: value for name, value in os.environ.items() if name not in decided}
     folder = kernels.resolve()
     places = {
         "TRITON_CACHE_DIR": "triton",
@@ -136,7 +137,10 @@ def gpu_here() -> torch.device:
         raise UserError(f"PyTorch {torch.__version__} sees no GPU; {advice} (make gpu TORCH=...)")
     if not library.triton_drives("cuda"):
         raise UserError("Triton is not installed, or does not drive this GPU: pip install triton")
-    return torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cuda", torch.cuda.current_device())
+    if not library.launches_kernels(device):
+        raise UserError(f"calls launch no kernels here, python -m triton_gelu tells why; {library.BACKEND_VARIABLE}?")
+    return device
 
 
 @dataclass

@@ -26,6 +26,7 @@ GPU_S = 0.4  # what a case is given
 FILLER_BYTES, FILLER_S = 2**29, 3e-4  # more than any cache holds, and about what reading them takes
 WARM_S, MOST_REPEATS = 2e-4, 50  # calls in a row of a warm figure: so long, or so many
 WARMUPS = 3
+RESOLUTION_S = 5e-7  # of a GPU's clock
 
 
 def interleaved(thunks: Mapping[str, Thunk], *, threads: int, budget_s: float) -> dict[str, list[float]]:
@@ -64,7 +65,7 @@ def benched(thunks: Mapping[str, Thunk], device: torch.device, *, budget_s: floa
         with torch.cuda.stream(stream):
             singles = {name: recorded(thunk, stream) for name, thunk in thunks.items()}
             calls = {name: thunks[name] if single is None else single for name, single in singles.items()}
-            once = {name: min(seconds(each)) for name, each in turns(calls, 2, filler).items()}
+            once = {name: max(min(seconds(each)), RESOLUTION_S) for name, each in turns(calls, 2, filler).items()}
             often = {name: min(max(1, math.ceil(WARM_S / once[name])), MOST_REPEATS) for name in calls}
             warm = {
                 name: single if often[name] == 1 else recorded(thunks[name], stream, often[name])

@@ -214,6 +214,6 @@ def test_the_values_at_x_and_minus_x_differ_by_x(formula):
 
 
 def test_the_polynomials_are_what_a_fit_finds():
-    for polynomial, present in zip(fit.all_fits(), fit.in_the_file(), strict=True):
+    for polynomial, present in zip(fit.all_fits(), fit.in_the_files(), strict=True):
         again = polynomial.solve()
         assert np.allclose(present, again, rtol=1e-6) or polynomial.error(present) <= 1.05 * polynomial.error(again)

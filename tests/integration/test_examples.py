@@ -67,3 +67,39 @@ def test_the_example_of_accuracy_shows_digits_where_pytorch_has_none() -> None:
     assert half == 4
     assert all(float(theirs) > 30 and float(ours) < 0.53 for _, theirs, ours in rows[:half])  # bfloat16
     assert all(float(theirs) > 1e6 and float(ours) < 250 for _, theirs, ours in rows[half:])  # float32
+
+
+def rented(tmp_path: Path, python: str | Path) -> subprocess.CompletedProcess[str]:
+    """What the script for a rented GPU does with this Python."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHON": str(python), "CUDA_VISIBLE_DEVICES": ""}
+    command = ["bash", "examples/gpu/run.sh", "4", str(tmp_path / "rows")]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_script_for_a_rented_gpu_says_what_is_missing(tmp_path: Path) -> None:
+    done = rented(tmp_path, sys.executable)
+    assert done.returncode == 2
+    assert "sees no GPU" in done.stderr
+    assert done.stderr.splitlines()[-1] == "nothing was measured"
+    done = rented(tmp_path, "false")
+    assert done.returncode == 2
+    assert done.stderr == "false has no PyTorch with Triton: choose an image that has, or set PYTHON\n"
+    assert not (tmp_path / "rows").exists()
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_the_script_for_a_rented_gpu_ends_with_the_file_to_send_back(tmp_path: Path, code: int) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        f"""#!/bin/sh
+[ "$1" = -c ] && exit 0
+[ "$*" = "-B -m perf gpu --output {tmp_path}/rows/ --minutes 4" ] || exit 9
+mkdir -p {tmp_path}/rows
+echo row > {tmp_path}/rows/gpu-h200.jsonl
+exit {code}
+"""
+    )
+    python.chmod(0o755)
+    done = rented(tmp_path, python)
+    assert (done.returncode, done.stdout) == (code, f"1 rows to send back: {tmp_path}/rows/gpu-h200.jsonl\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -173,3 +174,15 @@ def test_a_gated_mlp_takes_its_formula_from_its_activation_and_leaves_others_alo
     assert len(seen) == 1
     assert hub_layers.formula_of(nn.GELU("tanh")) == "tanh"
     assert hub_layers.formula_of(nn.GELU()) == "none"
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documents_runs(repository: Path, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "hugging_face.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (code,) = (block for block in blocks if "LocalLayerRepository" in block)
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "hub").symlink_to(repository)
+    code += "print({type(module).__name__ for module in model.modules() if 'forward' in vars(module)})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["{'GELUActivation'}"], done.stderr

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ SMALLER = {  # options that make a long command short, or only ask it for help
     "readme": ["--check"],
     "saved": ["--help"],
     "calls": ["--help"],
+    "gpu": ["--help"],
     "analyse": ["--gpu", "h100", "--provider", "triton_gelu"],
 }
 README_LINES = 120
@@ -87,10 +89,19 @@ def test_a_block_that_nobody_fills_is_refused() -> None:
         readme.rewritten("<!-- rows: nothing -->\n<!-- end -->")
 
 
-def test_links_lead_to_files() -> None:
+def test_links_lead_to_files_and_headings() -> None:
     for file in readme.DOCUMENTS:
         for target in re.findall(r"\]\((?!https?:)([^)]+)\)", file.read_text()):
-            assert (file.parent / target).exists(), f"{file.name} links to {target}"
+            name, _, anchor = target.partition("#")
+            path = file.parent / name if name else file
+            assert path.exists(), f"{file.name} links to {target}"
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if anchor else []
+            assert not anchor or anchor in map(slug, headings), f"{file.name} links to {target}"
+
+
+def slug(heading: str) -> str:
+    """A heading as a link names it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def output(code: str) -> str:
@@ -118,6 +129,18 @@ def test_a_report_of_fuse_is_what_the_readme_says() -> None:
     code, said = printed
     code = code[code.rfind("```python\n") + len("```python\n") :] if "```python" in code else code
     assert output(code) == said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["start", "hugging_face"])
+def test_examples_of_the_pages_for_beginners_run_and_print_what_is_said(page: str) -> None:
+    blocks = FENCED.findall((ROOT / "docs" / f"{page}.md").read_text())
+    printed = {code: text for (name, code), (after, text) in pairwise(blocks) if (name, after) == ("python", "text")}
+    examples = [code for name, code in blocks if name == "python" and "LocalLayerRepository" not in code]
+    assert examples  # of the one that is left out tests/integration/test_hub.py tells
+    for code in examples:
+        said = output(code)
+        assert said == printed.get(code, said)
 
 
 @pytest.mark.slow

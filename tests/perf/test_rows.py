@@ -81,7 +81,7 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
 
 
 def test_a_row_says_what_it_is_or_is_refused() -> None:
-    with pytest.raises(ValueError, match="kind: expected one of measured, static, accuracy; got 'guessed'"):
+    with pytest.raises(ValueError, match="kind: expected one of measured, static, accuracy, checked; got 'guessed'"):
         replace(ROW, kind="guessed")
     with pytest.raises(ValueError, match="has a value exactly when"):
         replace(ROW, value=None)

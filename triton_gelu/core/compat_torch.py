@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -161,6 +164,105 @@ def is_exporting() -> bool:
     Dynamo must not trace the question: it said yes to it anywhere (#176347).
     """
     return torch.compiler.is_exporting() or is_tracing()
+
+
+VIEWS = {"_unsafe_view", "alias", "detach", "getitem", "permute", "squeeze", "t", "transpose", "unsqueeze", "view"}
+PRODUCTS = {"_scaled_mm", "addmm", "baddbmm", "bmm", "convolution", "convolution_backward", "mm"}
+"""Operations that write their results whatever stands behind them: compilers fuse them with nothing (or, where they
+choose among products by measuring, see `may_fuse_products`)."""
+
+MAKERS = {
+    "_to_copy",
+    "convert_element_type",
+    "empty_like",
+    "full",
+    "full_like",
+    "inductor_random",
+    "inductor_seeds",
+    "inductor_lookup_seed",
+    "new_full",
+    "ones_like",
+    "rand",
+    "rand_like",
+    "zeros_like",
+}
+"""Operations that are pointwise to a compiler, though nobody says so of them."""
+
+_NOT_FOUND = ImportError, AttributeError, KeyError, RuntimeError, TypeError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a tensor of a graph that is being traced was made: its dimensions there, and whether others use it."""
+
+    ndim: int
+    shared: bool
+
+
+def origin(tensor: Tensor) -> Origin | None:
+    """Where a tensor of a compiler's graph was made, if that is a product, a convolution, or outside of the graph.
+
+    None if it is anything else, which a compiler may fuse with what comes next; if it has a size that depends on data;
+    and if it can't be found out. It is `shared` if more than one operation of the graph so far computes with it.
+    """
+    try:
+        from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
+
+        if has_free_unbacked_symbols(tensor.shape):
+            return None
+        node = _node(tensor)
+        ndim, shared = tensor.ndim, False
+        while True:
+            if isinstance(made := node.meta["val"], Tensor):  # and not several, of which the node before took one
+                ndim = made.ndim
+                shared = shared or sum(isinstance(user.meta.get("val"), Tensor) for user in node.users) > 1
+            name = "" if node.op == "placeholder" else _name(node.target)
+            if node.op == "placeholder" or name in PRODUCTS:
+                return Origin(ndim, shared)
+            if name not in VIEWS:
+                return None
+            node = node.args[0]
+    except _NOT_FOUND:
+        return None
+
+
+def is_pointwise(tensor: Tensor) -> bool:
+    """Whether a tensor of a compiler's graph is made of those of `origin` by nothing but pointwise operations."""
+    try:
+        todo, seen = [_node(tensor)], set()
+        while todo:
+            node = todo.pop()
+            if node in seen or not isinstance(node.meta.get("val"), (Tensor, tuple, list)):
+                continue
+            seen.add(node)
+            if node.op != "placeholder" and (name := _name(node.target)) not in PRODUCTS:
+                if name not in VIEWS | MAKERS and torch.Tag.pointwise not in node.target.tags:
+                    return False
+                todo += node.all_input_nodes
+        return True
+    except _NOT_FOUND:
+        return False
+
+
+def _node(tensor: Tensor) -> Any:
+    """The node of a compiler's graph that made a tensor."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+
+    inner = torch._from_functional_tensor(tensor.elem)  # type: ignore[attr-defined]
+    return get_proxy_slot(inner, get_proxy_mode().tracer).proxy.node  # type: ignore[union-attr]
+
+
+def _name(target: Any) -> str:
+    """The name of the operation of a node."""
+    return "getitem" if target is operator.getitem else str(target.overloadpacket.__name__)
+
+
+def may_fuse_products() -> bool:
+    """Whether Inductor is asked to try products of its own, with which it fuses what is beside them."""
+    config: Any = sys.modules.get("torch._inductor.config")
+    return config is not None and bool(
+        getattr(config, "max_autotune", False) or getattr(config, "max_autotune_gemm", False)
+    )
 
 
 def register_decomposition(operator: Any, function: Callable[..., object], kernels: Sequence[Any]) -> None:

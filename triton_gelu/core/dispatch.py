@@ -67,8 +67,8 @@ class Backend:
 class Kernels:
     """The backend of Triton kernels: pure functions that plan a level, and the module that has the kernels.
 
-    A planner takes the target, the strides of a result of x's shape, and the arguments of its level. Only the first two
-    are recorded in compiled graphs, where nobody can differentiate twice.
+    A planner takes the target, the strides of a result of x's shape, and the arguments of its level. Of the backward
+    pass, sizes may be symbols if it may be recorded in compiled graphs (`in_graphs`).
     """
 
     module: Any
@@ -76,6 +76,7 @@ class Kernels:
     backward: Callable[..., Plan]
     double_backward: Callable[..., Plan] | None = None
     supports: Callable[[Tensor], Support] = always
+    in_graphs: bool = True
 
     @property
     def planners(self) -> tuple[Callable[..., Plan] | None, ...]:

@@ -1,7 +1,11 @@
-"""Records plans in the graphs of torch.compile, where sizes may be symbols and the compiler adds up partial sums.
+"""The kernels' backward pass in the graphs of torch.compile: where it is recorded, and how.
 
-Where a compiler knows a size only as a symbol it is asked for as little as the plan needs, so that one graph serves all
-sizes; partial sums are left to the compiler, which fuses the last of them with whatever comes next.
+A compiler fuses ordinary operations with what is beside them, and a kernel that it did not write with nothing. So
+kernels are recorded only where they save a pass and nothing is beside them (`stands_alone`): the gradient of a vector
+then costs no pass of its own. Everywhere else, and forward, a graph holds ordinary operations.
+
+Sizes may be symbols: a compiler is asked for as little as the plan needs, so that one graph serves all sizes. It adds
+up partial sums, and fuses the last of them with whatever comes next.
 """
 
 from __future__ import annotations
@@ -13,13 +17,34 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-from .declare import Level, Tensors, empty_results, half
+from . import compat_torch
+from .declare import Level, Tensors, empty_results
 from .plan import PARTIALS
-from .run import Planner, dense, device_target
+from .run import Planner, device_target
 
 
-def record(level: Level, planner: Planner, kernels: Any, dim: int, given: Sequence[Any]) -> Tensors:
-    """The results of a level of an operator on the tensors of a compiler, by kernels that go into its graph."""
+def stands_alone(level: Level, given: Sequence[Any]) -> bool:
+    """Whether kernels move less than a compiler would in a backward pass: a vector has a gradient, and nothing fuses.
+
+    That is so if products, convolutions or the world outside made all that is read whole, and nothing else computes
+    with what the operator was given. (Its incoming gradient may well have been made for several.)
+    """
+    sums = [not r.kind.full for r, needed in zip(level.results, level.needed(given), strict=True) if needed]
+    if not any(sums) or compat_torch.may_fuse_products():
+        return False
+    for place, (arg, tensor) in enumerate(zip(level.args, given, strict=False)):
+        if tensor is not None and arg.kind.full and arg.read:
+            origin = compat_torch.origin(tensor)
+            if origin is None or (place >= level.lead and origin.shared):
+                return False
+    return True
+
+
+def record(level: Level, planner: Planner, kernels: Any, dim: int, given: Sequence[Any]) -> Tensors | None:
+    """The results of a level of an operator on the tensors of a compiler, by kernels that go into its graph.
+
+    None where the plan wants copies of tensors first: those cost more than the kernels save.
+    """
     x, tensors = given[level.lead], level.by_name(given)
     if level.needs:
         given = (*given[:-1], level.needed(given))
@@ -31,11 +56,11 @@ def record(level: Level, planner: Planner, kernels: Any, dim: int, given: Sequen
     like_x = [results[each.name] for each in level.results if each.kind is level.args[level.lead].kind]
     layout = next((result.stride() for result in like_x if result is not None), None) or torch.empty_like(x).stride()
     plan = planner(device_target(x.device), layout, *given)
+    if plan.dense:
+        return None
     for arg in level.args:
         tensor = tensors[arg.name]
-        if arg.name in plan.dense:
-            tensors[arg.name] = dense(tensor, torch.empty_like(half(x, dim)).stride() if arg.kind.halved else layout)
-        elif tensor is not None and not arg.kind.full:
+        if tensor is not None and not arg.kind.full:
             tensors[arg.name] = tensor.contiguous()
     tensors |= results
     if plan.partials is not None:

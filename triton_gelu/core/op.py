@@ -57,7 +57,8 @@ class Op:
         kernels: the backend of Triton kernels, if there is one.
         backends: the others that compute on tensors in memory, fastest first.
         plain: the backend that can be traced, batched and differentiated to any order, on any tensor.
-        graph: what a compiled graph for a device with kernels holds; the kernels' plans if None.
+        graph: the operations that a compiled graph for a GPU holds, unless the kernels' backward pass is better there
+            (`Kernels.in_graphs`); `plain` if None.
         standard: of the operator's arguments, the result in standard operators, for exported graphs; plain if None.
     """
 
@@ -82,7 +83,7 @@ class Op:
         self.levels = levels(name, self.inputs, result)
         self.kernels = kernels
         self.launched = None if kernels is None else self._launched(kernels)
-        self.recorded = graph or (None if kernels is None else self._recorded(kernels))
+        self.recorded = graph if kernels is None else self._recorded(kernels, graph or plain)
         first = () if self.launched is None else (self.launched,)
         self.backends = (*first, *backends, *(() if plain in backends else (plain,)))
         self.cache = eager.Cache()
@@ -149,18 +150,18 @@ class Op:
         first, second, third = (functools.partial(eager.launch, self, number) for number in range(len(self.levels)))
         return Backend("Triton kernels", first, second, None if kernels.double_backward is None else third, supports)
 
-    def _recorded(self, kernels: Kernels) -> Backend:
-        """Kernels as compiled graphs have them: nodes. Nobody differentiates there twice."""
-
-        def forward(*given: Any) -> Any:
-            dim = self.dim(*self.options_of(self.levels[FORWARD], given))
-            return graph.record(self.levels[FORWARD], kernels.forward, kernels.module, dim, given)[0]
+    def _recorded(self, kernels: Kernels, ordinary: Backend) -> Backend:
+        """What a compiled graph holds: ordinary operations, or the kernels' backward pass where it stands alone."""
+        level = self.levels[BACKWARD]
 
         def backward(*given: Any) -> Any:
-            dim = self.dim(*self.options_of(self.levels[BACKWARD], given))
-            return graph.record(self.levels[BACKWARD], kernels.backward, kernels.module, dim, given)
+            results = None
+            if kernels.in_graphs and graph.stands_alone(level, given):
+                dim = self.dim(*self.options_of(level, given))
+                results = graph.record(level, kernels.backward, kernels.module, dim, given)
+            return ordinary.backward(*given) if results is None else results
 
-        return Backend("Triton kernels in a graph", forward, backward)
+        return Backend(f"{ordinary.name}, in a graph", ordinary.forward, backward, ordinary.double_backward)
 
     def plan(self, number: int, given: Sequence[Any], replan: Callable[..., Any]) -> Callable[..., Any]:
         """What launches the kernels of a level on tensors like those given; it takes the tensors alone."""

@@ -13,7 +13,8 @@ cost an instruction.
 `u` is a float32 tensor [M, N] with N even. FORMULA is a name in `FORMULAS`. DTYPE, the type a result is stored in,
 chooses the accuracy: in float32 an exponential reduces its range in exact steps and a reciprocal takes a Newton step;
 in 16 bits the hardware's are good enough. PTX and F32X2 are capabilities of the GPU (core/arithmetic.py). The
-polynomials are minimax fits, which `python -m perf fit` makes and measures.
+polynomials are minimax fits, which `python -m perf fit` makes and measures; polynomials.py has those that PyTorch
+code computes with, too.
 
 Another formula needs a branch wherever FORMULA is compared. One that has none fails when a kernel is compiled: branches
 end in a static_assert, or, of what all logistic gates share, in a function that does.
@@ -26,6 +27,8 @@ import triton.language as tl
 
 from ..core.arithmetic import INTERPRETED, at_least, fma, horner, mul, neg, reciprocal, reciprocal_of_sum
 from . import SIGMOID, TANH
+from .polynomials import EXACT
+from .polynomials import LIFT as LIFTED
 
 LN2 = tl.constexpr(math.log(2))
 
@@ -36,7 +39,7 @@ SIGMOID_LINEAR = tl.constexpr(SIGMOID.linear)
 BELL = tl.constexpr(1 / math.sqrt(2 * math.pi))
 
 # e carries a factor UP = 2^LIFT, m and g carry DOWN, so that no factor underflows before the result does.
-LIFT = tl.constexpr(16.0)
+LIFT = tl.constexpr(float(LIFTED))
 UP = tl.constexpr(2.0**LIFT.value)
 DOWN = tl.constexpr(2.0**-LIFT.value)
 UP_BITS = tl.constexpr((127 + int(LIFT.value)) << 23)
@@ -54,8 +57,8 @@ def _cubic_root(linear: float, cubic: float, value: float) -> float:
 LONGEST = (127 + LIFT.value) * math.log(2)
 TANH_REACH = tl.constexpr(_cubic_root(TANH_LINEAR.value, TANH_CUBIC.value, LONGEST))
 SIGMOID_REACH = tl.constexpr(LONGEST / SIGMOID_LINEAR.value)
-EXACT_REACH = tl.constexpr(math.sqrt(2 * LONGEST))
-EXACT_REACH_FLOAT16 = tl.constexpr(math.sqrt(2 * 34 * math.log(2)))
+EXACT_REACH = tl.constexpr(EXACT["bfloat16"].reach)
+EXACT_REACH_FLOAT16 = tl.constexpr(EXACT["float16"].reach)
 
 
 def _split(value: float, bits: int) -> tuple[tl.constexpr, tl.constexpr]:
@@ -77,6 +80,16 @@ STRETCH = tl.constexpr(SQUARE_REST.value / SQUARE_STEP.value)
 # Mills' ratio C / C' is a polynomial in 1 / (|u| + POLE) - MIDDLE.
 MILLS_POLE = tl.constexpr(3.0)
 MILLS_MIDDLE = tl.constexpr(0.112)
+
+
+def _constants(coefficients: tuple[float, ...]) -> tl.constexpr | tuple[float, ...]:
+    """Coefficients as kernels take them; the interpreter wants the tuple itself."""
+    return coefficients if INTERPRETED.value else tl.constexpr(coefficients)
+
+
+# The exact gate in 16 bits, and its slope.
+GATE_FLOAT16, GATE_BFLOAT16 = (_constants(EXACT[name].log2_gate) for name in ("float16", "bfloat16"))
+SLOPE_FLOAT16, SLOPE_BFLOAT16 = (_constants(EXACT[name].slope) for name in ("float16", "bfloat16"))
 
 
 @triton.jit
@@ -159,14 +172,9 @@ def gate(n, FORMULA: tl.constexpr, DTYPE: tl.constexpr, BY_FOURS: tl.constexpr, 
 def exact_gate(n, DTYPE: tl.constexpr, F32X2: tl.constexpr):
     """C in 16 bits, the exponential of its logarithm. Where this underflows, gelu(n) is below 2^-120."""
     if DTYPE == tl.float16:
-        return tl.exp2(horner(n, 1.0, (
-            3.2607313e-05, 0.00075087446, 0.0079566585, 0.05309295, -0.4591118, 1.1510742, -1.0,
-        ), F32X2))  # fmt: skip
+        return tl.exp2(horner(n, 1.0, GATE_FLOAT16, F32X2))
     elif DTYPE == tl.bfloat16:
-        return tl.exp2(horner(n, 1.0, (
-            2.841764e-08, 1.7981863e-06, 4.901669e-05, 0.00076050113, 0.007528375, 0.051212553, -0.46196744,
-            1.1497605, -1.0,
-        ), F32X2))  # fmt: skip
+        return tl.exp2(horner(n, 1.0, GATE_BFLOAT16, F32X2))
     else:
         tl.static_assert(False, f"no polynomial of the exact gate is known for results of type {DTYPE}")
 
@@ -175,15 +183,9 @@ def exact_gate(n, DTYPE: tl.constexpr, F32X2: tl.constexpr):
 def exact_slope(n, DTYPE: tl.constexpr):
     """gelu'(n) / e in 16 bits."""
     if DTYPE == tl.float16:
-        return horner(n, 1.0, (
-            3.5338676e-11, 8.873581e-10, 9.762219e-09, 6.271309e-08, 2.6684245e-07, 8.1901607e-07, 1.9485321e-06,
-            3.78823e-06, 1.21709945e-05, 7.6292918e-06,
-        ), False)  # fmt: skip
+        return horner(n, 1.0, SLOPE_FLOAT16, False)
     elif DTYPE == tl.bfloat16:
-        return horner(n, 1.0, (
-            5.5767518e-14, 3.7462403e-12, 1.0809762e-10, 1.7579391e-09, 1.7813747e-08, 1.1795507e-07, 5.251306e-07,
-            1.6174673e-06, 3.5941998e-06, 1.2122045e-05, 7.6266797e-06,
-        ), False)  # fmt: skip
+        return horner(n, 1.0, SLOPE_BFLOAT16, False)
     else:
         tl.static_assert(False, f"no polynomial of the exact slope is known for results of type {DTYPE}")
 

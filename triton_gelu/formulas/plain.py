@@ -56,7 +56,7 @@ def d2gelu(u: Tensor, approximate: str) -> Tensor:
     if isinstance(formula.gate, Normal):
         return _bell(u) * (2 - u * u) * (1 / math.sqrt(2 * math.pi))
     linear, cubic = formula.gate.linear, formula.gate.cubic
-    z = _odd_cubic(u, linear, cubic)
+    z = odd_cubic(u, linear, cubic)
     dz = linear + 3 * cubic * u * u
     rising, falling = z.sigmoid(), z.neg().sigmoid()
     return rising * falling * (2 * dz + u * (6 * cubic * u + dz * dz * (falling - rising)))
@@ -73,20 +73,20 @@ def formula_of(approximate: str) -> Formula:
 
 def _logistic_value(u: Tensor, gate: Logistic) -> Tensor:
     """u s(z) = u / (1 + exp(-z))."""
-    decay = torch.exp2(_odd_cubic(u, -gate.linear * LOG2_E, -gate.cubic * LOG2_E))
+    decay = torch.exp2(odd_cubic(u, -gate.linear * LOG2_E, -gate.cubic * LOG2_E))
     return torch.div(u, torch.add(decay, _number(1, decay)))
 
 
 def _logistic_slope(u: Tensor, gate: Logistic) -> Tensor:
     """s(z) + u z' s(z) s(-z), with e = exp(z), s(z) = e / (1 + e), s(-z) = 1 / (1 + e)."""
-    udz = _odd_cubic(u, gate.linear, 3 * gate.cubic)
-    e = torch.exp(_odd_cubic(u, gate.linear, gate.cubic))
+    udz = odd_cubic(u, gate.linear, 3 * gate.cubic)
+    e = torch.exp(odd_cubic(u, gate.linear, gate.cubic))
     d = torch.add(e, _number(1, e))
     rising = torch.div(e, d)
     return torch.addcmul(rising, rising, torch.div(udz, d))
 
 
-def _odd_cubic(u: Tensor, linear: float, cubic: float) -> Tensor:
+def odd_cubic(u: Tensor, linear: float, cubic: float) -> Tensor:
     """u (linear + cubic u^2)."""
     factor = _number(linear, u)
     return torch.mul(u, torch.addcmul(factor, u, u, value=cubic) if cubic else factor)

@@ -10,9 +10,31 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core.dropout import check_dropout_p
-from ..functional import Activated, Approximate, bias_geglu, check_activated, check_approximate
+from ..functional import Activated, Approximate, check_activated, check_approximate
 from ..ops.dropout import BIAS_GEGLU_DROPOUT, BIAS_GELU_DROPOUT
 from .untouched import is_untouched, product_and_bias
+
+
+def _geglu(
+    layer: nn.Module,
+    product: Tensor,
+    bias: Tensor | None,
+    activated: Activated,
+    approximate: Approximate,
+    seed: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    """The gated GELU of what a layer gave; raises where that is a part, as of one that is sharded by its features.
+
+    The halves of such a part are not those of the whole.
+    """
+    features = getattr(layer, "out_features", product.shape[-1])
+    if product.shape[-1] != features:
+        raise ValueError(
+            f"a gated GELU needs all {features} features of {type(layer).__name__}, got {product.shape[-1]}:"
+            " where it is sharded by them, let it return a DTensor, use_local_output=False"
+        )
+    return BIAS_GEGLU_DROPOUT.drop(seed, product, bias, -1, approximate, activated, dropout_p)
 
 
 class GEGLU(nn.Module):
@@ -30,7 +52,8 @@ class GEGLU(nn.Module):
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: activated or approximate is unknown, or dropout no probability.
+        ValueError: activated or approximate is unknown, or dropout no probability; or, when it is called, proj returns
+            a shard of its features.
     """
 
     def __init__(
@@ -56,7 +79,8 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         product, bias = product_and_bias(self.proj, nn.Linear, x)
         dropout_p = self.dropout if self.training else 0.0
-        return bias_geglu(product, bias, activated=self.activated, approximate=self.approximate, dropout_p=dropout_p)
+        seed = BIAS_GEGLU_DROPOUT.draw_seed(product) if dropout_p else None
+        return _geglu(self.proj, product, bias, self.activated, self.approximate, seed, dropout_p)
 
     def extra_repr(self) -> str:
         return f"activated={self.activated!r}, approximate={self.approximate!r}{_dropout_repr(self.dropout)}"
@@ -83,7 +107,8 @@ class MLP(nn.Module):
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: approximate or gated is unknown, or dropout no probability.
+        ValueError: approximate or gated is unknown, or dropout no probability; or, when it is called, a gated fc1
+            returns a shard of its features.
     """
 
     def __init__(
@@ -139,7 +164,7 @@ class MLP(nn.Module):
         if self.gated is None:
             y = BIAS_GELU_DROPOUT.drop(seed, product, bias, -1, self.approximate, dropout_p)
         else:
-            y = BIAS_GEGLU_DROPOUT.drop(seed, product, bias, -1, self.approximate, self.gated, dropout_p)
+            y = _geglu(self.fc1, product, bias, self.gated, self.approximate, seed, dropout_p)
         z: Tensor = nn.functional.linear(y, *parameters) if parameters else self.fc2(y)
         return z
 

@@ -22,6 +22,7 @@ from ..core.op import Op
 from ..formulas import FORMULAS, Normal, check_approximate
 from ..formulas import plain as formulas
 from . import bias_gelu_cpu, bias_gelu_plan, vectors
+from .bias_gelu_compiled import COMPILED
 
 
 def forward(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
@@ -188,6 +189,7 @@ BIAS_GELU = Op(
     ),
     backends=[CPU],
     plain=PLAIN,
+    graph=COMPILED,
     standard=standard,
 )
 """gelu(x + bias), its backward and double backward: see `triton_gelu.bias_gelu`."""

@@ -106,6 +106,7 @@ BIAS_GELU_TRANSPOSE = Op(
         bias_gelu_transpose_plan.forward,
         bias_gelu_transpose_plan.backward,
         supports=_kernels_support,
+        in_graphs=False,
     ),
     backends=[COMPOSED],
     plain=compose(PLAIN.name, PLAIN.forward, PLAIN.backward, PLAIN.double_backward),

@@ -14,8 +14,9 @@ from ..core import compat_triton
 from ..core.declare import VECTOR, WHOLE, Arg, Option, Tensors
 from ..core.dispatch import Backend, Kernels
 from ..core.op import Op
-from . import bias_gelu_plan
+from . import bias_gelu_compiled, bias_gelu_plan
 from .bias_gelu import CPU, PLAIN, check_options, standard
+from .bias_gelu_compiled import COMPILED
 
 
 def _by(of: Backend) -> Backend:
@@ -45,6 +46,14 @@ def _by(of: Backend) -> Backend:
     return Backend(of.name, forward, backward, double_backward if of.double_backward else None, of.supports)
 
 
+def _compiled_backward(
+    dy: Tensor, x: Tensor, bias: Tensor, dim: int, approximate: str, needs: tuple[bool, bool]
+) -> Tensors:
+    """dx and dbias in a compiled graph."""
+    dx, dbias = bias_gelu_compiled.gradients(dy, x, None, bias if needs[1] else None, dim, approximate)
+    return dx if needs[0] else None, dbias
+
+
 GELU_AFTER_BIAS = Op(
     "gelu_after_bias",
     [Arg("x", WHOLE), Arg("bias", VECTOR, read=False)],
@@ -59,6 +68,7 @@ GELU_AFTER_BIAS = Op(
     ),
     backends=[_by(CPU)],
     plain=_by(PLAIN),
+    graph=Backend(COMPILED.name, _by(COMPILED).forward, _compiled_backward),
     standard=lambda x, bias, dim, approximate: standard(x, None, dim, approximate),
 )
 """gelu(x), where x is a sum with `bias` along `dim`, and in its backward pass dx and dbias."""

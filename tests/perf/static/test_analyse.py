@@ -6,15 +6,17 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from perf.__main__ import main
-from perf.rows import append_row, read_rows
+from perf.rows import Row, append_row, latest_rows, question, read_rows
 from perf.show import compare
-from perf.static import metrics
+from perf.static import analyse as analysis
+from perf.static import goals, gpus, metrics
 
 pytestmark = [pytest.mark.kernels, pytest.mark.xdist_group("analyse")]
 
@@ -154,3 +156,55 @@ def test_interpreted_kernels_are_refused_with_advice() -> None:
     assert done.returncode == 2
     assert "TRITON_INTERPRET" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+WITH_GOALS = {(case.name, case.shape, case.approximate, case.direction): case for case in analysis.with_goals()}
+ROUNDED = 0.005  # goals of headroom have two digits
+
+
+def missed(rows: Iterable[Row]) -> list[str]:
+    """The goals that rows miss, in words; of AMD, whose figures are derived, bytes in flight alone."""
+    found = []
+    for row in rows:
+        assert row.value is not None
+        case, least = WITH_GOALS.get((row.case, row.shape, row.approximate, row.direction)), 0.0
+        if row.metric in (metrics.IN_FLIGHT, metrics.AVERAGE_IN_FLIGHT):
+            least = float(row.note.partition(" ")[0])
+        elif row.metric == metrics.SMALL_PROGRAMS and row.device != "mi300x":
+            least = goals.LEAST_PROGRAMS
+        elif row.metric == metrics.HEADROOM and case is not None:
+            least = (goals.goal(gpus.GPUS[row.device], case).headroom or 0.0) - ROUNDED
+        if row.value < least or (row.metric == metrics.SPILLS and row.value):
+            found.append(f"{row.device}, {row.case}, {row.approximate}, {row.direction}: {row.metric} {row.value:.5g}")
+    return found
+
+
+def test_launches_of_the_baseline_reach_their_goals(fresh: Path) -> None:
+    needs_the_compiler_of_the_baseline(fresh)
+    assert missed(read_rows(fresh)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", goals.FORWARD_KIB)
+def test_launches_reach_the_goals_of_their_gpu(gpu: str, fresh: Path, tmp_path: Path) -> None:
+    """All of it hangs on the order in which a compiler issues loads: another version may undo it without a word."""
+    needs_the_compiler_of_the_baseline(fresh)
+    rows = tmp_path / "rows.jsonl"
+    done = analyse("--set", "goals", "--provider", metrics.LIBRARY, "--gpu", gpu, "--output", str(rows))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert missed(read_rows(rows)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", gpus.SHOWN)
+def test_every_case_of_the_budget_waits_as_often_as_it_is_committed_to(gpu: str, fresh: Path, tmp_path: Path) -> None:
+    needs_the_compiler_of_the_baseline(fresh)
+    rows = tmp_path / "rows.jsonl"
+    done = analyse("--set", "budget", "--provider", metrics.LIBRARY, "--gpu", gpu, "--output", str(rows))
+    assert done.returncode == 0, done.stderr + done.stdout
+    committed, now = (
+        {question(row): row.value for row in latest_rows(read_rows(path)) if row.metric == metrics.ROUNDS}
+        for path in (ROOT / "perf" / "data" / "static.jsonl", rows)
+    )
+    assert now
+    assert {asked: committed.get(asked) for asked in now} == now
