@@ -38,16 +38,16 @@ def forward(of: SimpleNamespace, program: Program) -> Trips:
 
 
 def backward(of: SimpleNamespace, program: Program) -> Trips:
-    """The batches of a program, and in each the steps along the axis where the bias is constant: whole, then masked."""
+    """The batches of a program, and in each the steps along the axis where the bias is constant, then single tiles."""
     group, segment = divmod(program[1], of.segments)
     size, across = (of.rows, of.BLOCK_ROWS), (of.cols * of.ALIGN, of.BLOCK_COLS)
     (length, block), (width, tile) = (across, size) if of.BIAS == "rows" else (size, across)
     step = of.UNROLL * block
     left = length - segment * of.program_steps * step
-    steps = max(min(of.program_steps, cdiv(left, step)), 0)
+    steps = max(min(of.program_steps * of.UNROLL, cdiv(left, block)), 0)
     whole = max(min(of.program_steps, left // step), 0) if (program[0] + 1) * tile <= width else 0
-    per_step = of.UNROLL * tiles(of, of.dy_ptr, of.x_ptr, of.ddx_ptr)
-    loops = Planned(whole, loads=per_step), Planned(steps - whole, loads=per_step)
+    loads = tiles(of, of.dy_ptr, of.x_ptr, of.ddx_ptr)
+    loops = Planned(whole, loads=of.UNROLL * loads), Planned(steps - whole * of.UNROLL, loads=loads)
     return Trips((Planned(batches(of, group), loops),))
 
 

@@ -101,12 +101,64 @@ def add_bias(x, bias, ALIGN: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexp
 
 
 @triton.jit
-def load_raw(ptr, inside):
-    """A tile in the tensor's type, 0 outside of the tensor; `inside` is None where no element is outside."""
+def load_raw(ptr, inside, VOLATILE: tl.constexpr = False):
+    """A tile in the tensor's type, 0 outside of the tensor; `inside` is None where no element is outside.
+
+    Compilers leave VOLATILE loads in their order.
+    """
     if inside is None:
-        return tl.load(ptr)
+        return tl.load(ptr, volatile=VOLATILE)
     else:
-        return tl.load(ptr, mask=inside, other=0.0)
+        return tl.load(ptr, mask=inside, other=0.0, volatile=VOLATILE)
+
+
+@triton.jit
+def never(batch, rows, cols):
+    """A zero that no compiler can know: no size is negative. (Some know sizes that are 1.)"""
+    return ((integer(batch) < 0) | (rows < 0) | (cols < 0)).to(tl.int16)
+
+
+@triton.jit
+def tie(xs, ys, zero, ALIGN: tl.constexpr):
+    """`xs`, the first of which is computed from every access of `xs` and `ys`: x | ((all others) & zero), bit by bit.
+
+    So no compiler can put off any of their loads behind the arithmetic on the first (core/in_flight.py). A thread has
+    four registers of each tile, and of those that came with one access it takes the first. Numbers keep all their bits.
+    """
+    first = xs[0]
+    BITS: tl.constexpr = first.dtype.primitive_bitwidth
+    tl.static_assert(BITS == 16 or BITS == 32, f"tiles of type {first.dtype} can't be tied together")
+    zeros = zero if BITS == 16 else zero.to(tl.int32)
+    KIND: tl.constexpr = "r" if BITS == 16 else "f"
+    FOUR: tl.constexpr = "," + KIND + "," + KIND + "," + KIND + "," + KIND
+    RESULTS: tl.constexpr = "=&" + KIND + ",=&" + KIND + ",=&" + KIND + ",=&" + KIND
+    PACK: tl.constexpr = 4 * 32 // BITS
+    if ALIGN * BITS >= 128:
+        OR: tl.constexpr = "or.b32 $0, $4, $8; mov.b32 $1, $5; mov.b32 $2, $6; mov.b32 $3, $7;"
+        ALL: tl.constexpr = "and.b32 t, $8, $12;"
+    elif ALIGN * BITS == 64:
+        OR: tl.constexpr = "or.b32 $0, $4, $8; mov.b32 $1, $5; or.b32 $2, $6, $10; mov.b32 $3, $7;"
+        ALL: tl.constexpr = "or.b32 t, $8, $10; or.b32 t, t, $4; or.b32 t, t, $6; and.b32 t, t, $12;"
+    else:
+        OR: tl.constexpr = "or.b32 $0, $4, $8; or.b32 $1, $5, $9; or.b32 $2, $6, $10; or.b32 $3, $7, $11;"
+        ALL: tl.constexpr = (
+            "or.b32 t, $8, $9; or.b32 t, t, $10; or.b32 t, t, $11;"
+            " or.b32 t, t, $4; or.b32 t, t, $5; or.b32 t, t, $6; or.b32 t, t, $7; and.b32 t, t, $12;"
+        )
+    LAST: tl.constexpr = len(xs) + len(ys) - 1
+    others = (xs + ys)[LAST]  # the last first: else it may come after those that are there already
+    for i in tl.static_range(1, LAST):
+        others = tl.inline_asm_elementwise(
+            OR, RESULTS + FOUR + FOUR, [others, (xs + ys)[LAST - i]], dtype=first.dtype, is_pure=True, pack=PACK
+        )
+    first = tl.inline_asm_elementwise(
+        "{.reg .b32 t; " + ALL + " or.b32 $0, $4, t; or.b32 $1, $5, t; or.b32 $2, $6, t; or.b32 $3, $7, t;}",
+        RESULTS + FOUR + FOUR + ",r,r,r,r", [first, others, zeros], dtype=first.dtype, is_pure=True, pack=PACK,
+    )  # fmt: skip
+    tied = (first,)
+    for i in tl.static_range(1, len(xs)):
+        tied += (xs[i],)
+    return tied
 
 
 @triton.jit

@@ -16,10 +16,12 @@ from ..core.tiles import (
     load_raw,
     load_vector,
     mask,
+    never,
     pointers,
     reduce_partials,
     store,
     store_sum,
+    tie,
     widen,
 )
 from ..formulas.device import d2gelu, dgelu, gelu
@@ -43,8 +45,9 @@ def bias_gelu_forward(
     FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexpr, BF16_CVT: tl.constexpr,
     ALIGN: tl.constexpr, INT64_INDEX: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     BATCHED: tl.constexpr, GRID_FOLD: tl.constexpr, SAME_STRIDES: tl.constexpr, UNROLL: tl.constexpr,
+    LOADS: tl.constexpr,
 ):  # fmt: skip
-    """y = gelu(x + bias), one tile a program, taken in UNROLL parts."""
+    """y = gelu(x + bias), one tile a program, taken in UNROLL parts, with LOADS as core/in_flight.py says."""
     DTYPE: tl.constexpr = y_ptr.dtype.element_ty
     index: tl.constexpr = tl.int64 if INT64_INDEX else tl.int32
     rows = integer(rows)
@@ -60,6 +63,8 @@ def bias_gelu_forward(
         top = number.to(rows.dtype) * BLOCK_ROWS
     DOWN: tl.constexpr = BLOCK_ROWS // UNROLL  # from one part of the tile to the next
     RIGHT: tl.constexpr = 0 if DOWN else BLOCK_COLS // UNROLL
+    FIRST: tl.constexpr = UNROLL - 1 if LOADS == "volatile" else 0  # what is used first is asked for last
+    ORDER: tl.constexpr = -1 if FIRST else 1
     row = tl.arange(0, DOWN if DOWN else BLOCK_ROWS).to(index)
     col = tl.arange(0, RIGHT if RIGHT else BLOCK_COLS)
     if SAME_STRIDES:  # then offsets are computed once
@@ -74,15 +79,17 @@ def bias_gelu_forward(
             # All of x is asked for before any is waited for; y leaves part by part, so that few registers are taken.
             xs = ()
             biases = ()
-            for i in tl.static_range(UNROLL):
+            for i in tl.static_range(FIRST, FIRST + ORDER * UNROLL, ORDER):
                 r = row + i * DOWN
                 c = col + i * RIGHT
                 inside = mask(r, c, rows - top, cols - left, MASKED)
-                xs += (load_raw(x + i * x_step, inside),)
+                xs += (load_raw(x + i * x_step, inside, LOADS == "volatile"),)
                 biases += (load_vector(bias_ptr, top, left, r, c, rows, cols, BIAS, DTYPE, BF16_CVT, MASKED),)
+            if LOADS == "tied" and MASKED == 0:
+                xs = tie(xs, (), never(batch, rows, cols), ALIGN)
             for i in tl.static_range(UNROLL):
                 inside = mask(row + i * DOWN, col + i * RIGHT, rows - top, cols - left, MASKED)
-                u = add_bias(xs[i], biases[i], ALIGN, PTX, F32X2)
+                u = add_bias(xs[(i - FIRST) * ORDER], biases[(i - FIRST) * ORDER], ALIGN, PTX, F32X2)
                 result = gelu(u, FORMULA, DTYPE, PTX, F32X2)  # computed before the address is
                 store(y + i * y_step, result, inside, BF16_CVT)
 
@@ -108,6 +115,16 @@ def backward_of_part(
     return du
 
 
+@triton.jit
+def terms(du, ALONG_ROWS: tl.constexpr, ALIGN: tl.constexpr, BITS: tl.constexpr):
+    """What is added up of a part, tile by tile: `du`, or where a row has one sum, what a thread has of it in a piece."""
+    if ALONG_ROWS:
+        PIECE: tl.constexpr = min(ALIGN, 128 // BITS)
+        return tl.sum(tl.reshape(du, (du.shape[0], du.shape[1] // PIECE, PIECE)), 2)
+    else:
+        return du
+
+
 @triton.jit(do_not_specialize=BACKWARD_INTEGERS)
 def bias_gelu_backward(
     dy_ptr,  # [batch, rows, cols]
@@ -123,15 +140,16 @@ def bias_gelu_backward(
     FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexpr, BF16_CVT: tl.constexpr,
     ALIGN: tl.constexpr, INT64_INDEX: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     SAME_STRIDES: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
-    UNROLL: tl.constexpr,
+    UNROLL: tl.constexpr, LOADS: tl.constexpr,
 ):  # fmt: skip
     """dx = dy * gelu'(u), u = x + bias, and its sums over everything but BIAS, in one pass.
 
     In the second backward pass ddx + ddbias is the gradient of that: ddy = (ddx + ddbias) * gelu'(u), and the gradient
     of x, stored to dx and summed, is (ddx + ddbias) * dy * gelu''(u).
 
-    A program stays on one tile of BIAS and goes along the other axis, UNROLL tiles a step: through one of `segments`
-    parts of that axis (`program_steps` steps), in `program_batches` batches. It stores the sum of all that as float32.
+    A program stays on one tile of BIAS and goes along the other axis, UNROLL tiles a step, with LOADS as
+    core/in_flight.py says: through one of `segments` parts of that axis (`program_steps` steps), in `program_batches`
+    batches. It stores the sum of all that as float32.
     A bias may be None while its gradient is wanted: it has then been added to x already.
     """
     index: tl.constexpr = tl.int64 if INT64_INDEX else tl.int32
@@ -146,47 +164,64 @@ def bias_gelu_backward(
     DOWN: tl.constexpr = 0 if BIAS == "rows" else BLOCK_ROWS
     RIGHT: tl.constexpr = BLOCK_COLS if BIAS == "rows" else 0
     STEP: tl.constexpr = UNROLL * (DOWN + RIGHT)
+    FIRST: tl.constexpr = UNROLL - 1 if LOADS == "volatile" else 0  # what is used first is asked for last
+    ORDER: tl.constexpr = -1 if FIRST else 1
     if BIAS == "rows":
         top = tl.program_id(0) * BLOCK_ROWS
         left = (partial % segments * program_steps).to(index) * STEP
-        steps = tl.minimum(program_steps, tl.cdiv(cols - left, STEP))
+        steps = tl.minimum(program_steps * UNROLL, tl.cdiv(cols - left, BLOCK_COLS))
         whole = tl.where(top <= rows - BLOCK_ROWS, tl.minimum(program_steps, (cols - left) // STEP), 0)
     else:
         top = (partial % segments * program_steps).to(rows.dtype) * STEP
         left = tl.program_id(0).to(index) * BLOCK_COLS
-        steps = tl.minimum(program_steps, tl.cdiv(rows - top, STEP))
+        steps = tl.minimum(program_steps * UNROLL, tl.cdiv(rows - top, BLOCK_ROWS))
         whole = tl.where(left <= cols - BLOCK_COLS, tl.minimum(program_steps, (rows - top) // STEP), 0)
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     bias = load_vector(bias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, BF16_CVT, True)
     bias += 0.0  # never -0: nor is a sum then
+    zero = never(batch, rows, cols)
     ddbias = load_vector(ddbias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, BF16_CVT, True)
 
-    total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    BITS: tl.constexpr = DTYPE.primitive_bitwidth
+    total = terms(tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32), BIAS == "rows", ALIGN, BITS)
     for b in range(first_batch, tl.minimum(first_batch + program_batches, batch)):
         dy_tile = corner(dy_ptr, b, top, left, dy_batch, dy_row, ALIGN)
         x_tile = corner(x_ptr, b, top, left, x_batch, x_row, ALIGN)
         dx_tile = corner(dx_ptr, b, top, left, dx_batch, dx_row, ALIGN)
         ddx_tile = corner(ddx_ptr, b, top, left, ddx_batch, ddx_row, ALIGN)
         ddy_tile = corner(ddy_ptr, b, top, left, dx_batch, dx_row, ALIGN)
-        for MASKED in tl.static_range(2):  # whole tiles, which need no mask, then the others
-            for step in range(whole if MASKED else 0, steps if MASKED else whole):
-                xs = ()
-                dys = ()
-                for i in tl.static_range(UNROLL):  # all are asked for before any is waited for
-                    r = row + (step * UNROLL + i) * DOWN
-                    c = col + (step * UNROLL + i) * RIGHT
-                    inside = mask(r, c, rows - top, cols - left, MASKED)
-                    xs += (load_raw(pointers(x_tile, r, c, x_row, ALIGN), inside),)
-                    dys += (load_raw(pointers(dy_tile, r, c, dy_row, ALIGN), inside),)
-                for i in tl.static_range(UNROLL):
-                    r = row + (step * UNROLL + i) * DOWN
-                    c = col + (step * UNROLL + i) * RIGHT
-                    total += backward_of_part(
-                        dys[i], pointers(ddx_tile, r, c, ddx_row, ALIGN), ddbias, xs[i], bias,
-                        pointers(ddy_tile, r, c, dx_row, ALIGN), pointers(dx_tile, r, c, dx_row, ALIGN),
-                        mask(r, c, rows - top, cols - left, MASKED), DTYPE, FORMULA,
-                        PTX, F32X2, BF16_CVT, ALIGN, NEEDS_DY, NEEDS_X,
-                    )  # fmt: skip
+        for step in range(0, whole):  # whole tiles need no mask
+            xs = ()
+            dys = ()
+            for i in tl.static_range(FIRST, FIRST + ORDER * UNROLL, ORDER):  # before any is waited for
+                r = row + (step * UNROLL + i) * DOWN
+                c = col + (step * UNROLL + i) * RIGHT
+                xs += (load_raw(pointers(x_tile, r, c, x_row, ALIGN), None, LOADS == "volatile"),)
+                dys += (load_raw(pointers(dy_tile, r, c, dy_row, ALIGN), None, LOADS == "volatile"),)
+            if LOADS == "tied":
+                xs = tie(xs, dys, zero, ALIGN)
+            for i in tl.static_range(UNROLL):
+                r = row + (step * UNROLL + i) * DOWN
+                c = col + (step * UNROLL + i) * RIGHT
+                du = backward_of_part(
+                    dys[(i - FIRST) * ORDER], pointers(ddx_tile, r, c, ddx_row, ALIGN), ddbias,
+                    xs[(i - FIRST) * ORDER], bias,
+                    pointers(ddy_tile, r, c, dx_row, ALIGN), pointers(dx_tile, r, c, dx_row, ALIGN),
+                    None, DTYPE, FORMULA, PTX, F32X2, BF16_CVT, ALIGN, NEEDS_DY, NEEDS_X,
+                )  # fmt: skip
+                total += terms(du, BIAS == "rows", ALIGN, BITS)
+        for step in range(whole * UNROLL, steps):  # what is left, one tile a step: few registers are taken
+            r = row + step * DOWN
+            c = col + step * RIGHT
+            inside = mask(r, c, rows - top, cols - left, True)
+            x = load_raw(pointers(x_tile, r, c, x_row, ALIGN), inside, LOADS == "volatile")
+            dy = load_raw(pointers(dy_tile, r, c, dy_row, ALIGN), inside, LOADS == "volatile")
+            du = backward_of_part(
+                dy, pointers(ddx_tile, r, c, ddx_row, ALIGN), ddbias, x, bias,
+                pointers(ddy_tile, r, c, dx_row, ALIGN), pointers(dx_tile, r, c, dx_row, ALIGN),
+                inside, DTYPE, FORMULA, PTX, F32X2, BF16_CVT, ALIGN, NEEDS_DY, NEEDS_X,
+            )  # fmt: skip
+            total += terms(du, BIAS == "rows", ALIGN, BITS)
 
     if NEEDS_BIAS:
         if BIAS == "rows":

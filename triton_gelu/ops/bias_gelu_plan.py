@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, sym_min
 
+from ..core import in_flight
+from ..core.in_flight import InFlight
 from ..core.matrices import Ints, Matrices, matrices_with_result
 from ..core.plan import (
     ALIGN,
@@ -32,11 +34,13 @@ from ..core.plan import (
 from ..core.targets import Target
 
 WARP_BYTES = 16 * WARP  # what one warp reads in one 128-bit access
-ACCESSES = 4  # of each thread in a forward tile: all are asked for at once, and stored one after another
+ACCESSES = 4  # of each thread in a forward tile, or more: all are asked for at once, and stored one after another
 GRID_FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
-PROGRAMS_PER_PROCESSOR = 8  # resident at once with four warps of 64 registers: the backward pass is one wave
-REGISTERS = 64  # of those programs
-PARTIAL_SHARE = 0.02  # most of the traffic of a backward pass that partial sums may take
+SHARE, SHARE_OF_LARGE = 0.1, 0.025  # most of the traffic of a backward pass that partial sums may take
+LARGE = 2**25  # bytes of a tensor: from here on a share is what the memory takes
+FEW = 108  # terms: SHARE_OF_LARGE shares no sum of 16-bit numbers that has fewer
+FULL = 0.9  # of the places that programs may have at once: a backward pass is one wave, and fills it so far
+NARROWEST = 128  # bytes of a row that a tile has at least: whole lines of the cache
 
 
 @dataclass(frozen=True)
@@ -153,10 +157,11 @@ def _backward(
 
 def forward_launch(matrices: Matrices, itemsize: int, formula: str, target: Target) -> Launch:
     """Plan `y = gelu(x + bias)`; `matrices` has the strides of x and y."""
-    tile = forward_tile(matrices, itemsize, target.tile_scale)
+    align = matrices.alignment(ALIGN)
+    chosen = in_flight.forward(target, align)
+    tile = forward_tile(matrices, itemsize, target.tile_scale, chosen)
     row_tiles = cdiv(matrices.rows, tile.rows)
     stacked = row_tiles * matrices.batch
-    align = matrices.alignment(ALIGN)
     return Launch(
         kernel="bias_gelu_forward",
         grid=(cdiv(matrices.cols, tile.cols), sym_min(stacked, GRID_FOLD), cdiv(stacked, GRID_FOLD)),
@@ -167,9 +172,10 @@ def forward_launch(matrices: Matrices, itemsize: int, formula: str, target: Targ
         constants=(
             *_constants(matrices, formula, target, align, tile, tile.rows),
             ("BATCHED", matrices.batch > 1), ("GRID_FOLD", GRID_FOLD), ("SAME_STRIDES", _same_strides(matrices)),
-            ("UNROLL", target.unroll),
+            ("UNROLL", chosen.unroll), ("LOADS", chosen.loads),
         ),
         num_warps=num_warps(tile.warps, target),
+        registers=chosen.registers,
     )  # fmt: skip
 
 
@@ -182,18 +188,17 @@ def backward_launches(
     stands for dy in the first, which has no gradient of dy. The gradient of a bias that was added to x before, so that
     the kernel is given none, is planned alike: `matrices.bias` names its axis.
     """
-    tile = backward_tile(matrices, itemsize, target.tile_scale)
     align = matrices.alignment(ALIGN)
-    # NVIDIA's compiler puts loads off. What makes it ask early: loads of a second step before the first is stored, or,
-    # which is enough for full accesses, room for x and dy at once (REGISTERS).
-    ahead = target.ptx and not needs_dy
-    unroll = 2 if ahead and align < ALIGN else 1
+    chosen = in_flight.backward(target, align, matrices.bias, formula, double=needs_dy)
+    places = target.processors * chosen.programs
+    tile = backward_tile(matrices, itemsize, target.tile_scale, places)
+    unroll = chosen.unroll
     if matrices.bias == "rows":
         tiles, length, step = cdiv(matrices.rows, tile.rows), matrices.cols, tile.cols * unroll
     else:
         tiles, length, step = cdiv(matrices.cols, tile.cols), matrices.rows, tile.rows * unroll
-    wanted = target.processors * PROGRAMS_PER_PROCESSOR // tiles if isinstance(tiles, int) else 1
-    sums = partial_sums(matrices.batch, length, step, max(wanted, 1), itemsize)
+    wanted = max(places // tiles, 1) if isinstance(tiles, int) else 1
+    sums = partial_sums(matrices.batch, length, step, wanted, itemsize, partial_share(matrices, itemsize))
     main = Launch(
         kernel="bias_gelu_backward",
         grid=(tiles, sums.count, 1),
@@ -206,68 +211,110 @@ def backward_launches(
                 matrices, formula, target, align, tile, tile.rows if matrices.bias == "rows" else sums.steps * step
             ),
             ("SAME_STRIDES", _same_strides(matrices)),
-            ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias), ("UNROLL", unroll),
+            ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias),
+            ("UNROLL", unroll), ("LOADS", chosen.loads),
         ),
         num_warps=num_warps(tile.warps, target),
-        registers=REGISTERS if ahead and unroll == 1 else None,
+        registers=chosen.registers,
     )  # fmt: skip
     several = needs_bias and sums.count > 1
     return Backward(main, sums.count, reduce(sums.count, matrices.bias_size, target) if several else None)
 
 
-def forward_tile(matrices: Matrices, itemsize: int, scale: int) -> Tile:
-    """The tile of a forward program, `ACCESSES` full accesses a thread.
+def forward_tile(matrices: Matrices, itemsize: int, scale: int, chosen: InFlight) -> Tile:
+    """The tile of a forward program, `ACCESSES` full accesses a thread or as many as it asks for at once.
 
     Where all warps fit into a row next to each other, each thread loads the bias of its own columns; in narrower tiles
     the bias has to pass through shared memory, two instructions an element.
     """
     warp = WARP_BYTES // itemsize
+    accesses = max(chosen.unroll, ACCESSES) * chosen.warps * scale  # of a warp
     if matrices.bias == "cols":
-        for warps in (WARPS, WARPS // 2):
+        for warps in {chosen.warps: None, WARPS // 2: None}:
             if _fits(matrices.cols, warps * warp):
-                return Tile(ACCESSES * scale, warps * warp, warps)
+                return Tile(accesses // chosen.warps, warps * warp, warps)
     if matrices.bias == "rows":  # narrow, to waste little at the end of a row, unless accesses are narrow, too
         narrower = 2 if matrices.alignment(ALIGN) == ALIGN else 0.5
-        return _tile(matrices, int(warp / narrower), int(narrower * ACCESSES * WARPS * scale))
-    return _tile(matrices, warp, ACCESSES * WARPS * scale)
+        return _tile(matrices, int(warp / narrower), int(narrower * accesses), chosen.warps)
+    return _tile(matrices, warp, accesses, chosen.warps)
 
 
-def backward_tile(matrices: Matrices, itemsize: int, scale: int) -> Tile:
-    """The tile of a step of a backward program, one full access a thread of each tensor."""
-    return _tile(matrices, WARP_BYTES // itemsize, WARPS * scale)
+def backward_tile(matrices: Matrices, itemsize: int, scale: int, places: int) -> Tile:
+    """The tile of a step of a backward program, one full access a thread of each tensor.
+
+    Along rows, whose number is that of channels, it is as high as it has to be for equal shares of `places` programs
+    to fill them: of few tiles more programs can share each.
+    """
+    tile = _tile(matrices, WARP_BYTES // itemsize, WARPS * scale)
+    if matrices.bias != "rows" or not isinstance(matrices.rows, int) or scale > 1:
+        return tile
+    tiles = [tile]
+    while tiles[-1].rows * 2 <= matrices.rows and tiles[-1].cols * itemsize >= 2 * NARROWEST:
+        tiles.append(Tile(tiles[-1].rows * 2, tiles[-1].cols // 2))
+    preferred = (*tiles[1:2], tile, *tiles[2:])
+    return next((each for each in preferred if _filled(cdiv(matrices.rows, each.rows), places) >= FULL), tile)
 
 
-def partial_sums(batch: int, length: int, step: int, wanted: int, itemsize: int) -> PartialSums:
+def _filled(tiles: int, places: int) -> float:
+    """How many places are taken on average while each of `tiles` is shared by as many programs as there is room for."""
+    programs = tiles * max(places // tiles, 1)
+    return programs / (cdiv(programs, places) * places)
+
+
+def partial_share(matrices: Matrices, itemsize: int) -> float:
+    """The most of its traffic that a backward pass may spend on partial sums.
+
+    In a small call, most of whose traffic is that of caches, it is worth more to have all processors at work; but no
+    second launch, if few terms have one sum.
+    """
+    asked: float | None = in_flight.overrides()["backward"].get("share")
+    if asked is not None:
+        return asked
+    size = matrices.batch * matrices.rows * matrices.cols * itemsize
+    terms = matrices.batch * (matrices.cols if matrices.bias == "rows" else matrices.rows)
+    if not isinstance(size, int) or size >= LARGE or (size < LARGE // 2 and terms < FEW):
+        return SHARE_OF_LARGE
+    return SHARE
+
+
+def partial_sums(batch: int, length: int, step: int, wanted: int, itemsize: int, share: float) -> PartialSums:
     """Share out a sum over `batch` batches of an axis of `length`, `step` elements a step.
 
-    `wanted` programs share it, or fewer, where writing and reading their partial sums would take more than
-    PARTIAL_SHARE of the traffic. With sizes that are symbols, the last programs may turn out to have nothing to add.
+    `wanted` programs share it, or fewer, where writing and reading their partial sums would take more than `share` of
+    the traffic. With sizes that are symbols, the last programs may turn out to have nothing to add.
     """
     if isinstance(batch, int) and isinstance(length, int):
         # A partial sum is written and read once, in fp32; dy and x are read and dx is written.
-        least = math.ceil(2 * 4 / (PARTIAL_SHARE * 3 * itemsize))
+        least = math.ceil(2 * 4 / (share * 3 * itemsize))
         wanted = max(min(batch * length // least, wanted), 1)
-        batches = cdiv(batch, wanted)
-        segments = max(wanted // batch, 1)
-        steps = cdiv(cdiv(length, segments), step)
-        segments = cdiv(length, steps * step)
-        return PartialSums(cdiv(batch, batches) * segments, segments, batches, steps)
+        return min(_shared_out(batch, length, step, wanted), key=lambda sums: (sums.batches * sums.steps, -sums.count))
     segments = min(wanted, cdiv(length, step)) if isinstance(length, int) else wanted
     batches = cdiv(batch, wanted // segments)
     steps = cdiv(cdiv(length, segments), step)
     return PartialSums(wanted // segments * segments, segments, batches, steps)
 
 
-def _tile(matrices: Matrices, warp: int, warps: int) -> Tile:
-    """A tile of `warps` accesses of one `warp` each, which covers a row: its sum stays inside."""
+def _shared_out(batch: int, length: int, step: int, wanted: int) -> Iterable[PartialSums]:
+    """The ways to share out a sum to `wanted` programs at most: the axis in segments, and batches among those."""
+    most = min(wanted, cdiv(length, step))
+    for segments in range(most if batch == 1 else 1, most + 1):
+        batches = cdiv(batch, wanted // segments)
+        steps = cdiv(cdiv(length, segments), step)
+        segments = cdiv(length, steps * step)
+        yield PartialSums(cdiv(batch, batches) * segments, segments, batches, steps)
+
+
+def _tile(matrices: Matrices, warp: int, accesses: int, warps: int = WARPS) -> Tile:
+    """A tile of so many `accesses` of one `warp` each, which covers a row: its sum stays inside."""
     if matrices.bias == "none" and matrices.rows == 1:
-        return Tile(1, max(power_of_two(matrices.cols, warps * warp), ALIGN))
+        return Tile(1, max(power_of_two(matrices.cols, accesses * warp), ALIGN), warps)
     cols = max(power_of_two(matrices.cols, warp), ALIGN)
     if matrices.bias == "rows":  # as many rows as there are channels; columns are a sequence, whatever its length
-        rows = power_of_two(matrices.rows, warps * warp // cols)
-        return Tile(rows, max(power_of_two(matrices.cols, warps * warp // rows), ALIGN) if rows < 4 else cols)
+        rows = power_of_two(matrices.rows, accesses * warp // cols)
+        wide = max(power_of_two(matrices.cols, accesses * warp // rows), ALIGN)
+        return Tile(rows, wide if rows < 4 else cols, warps)
     cols = next((cols >> shift for shift in range(3) if _fits(matrices.cols, cols >> shift)), cols)
-    return Tile(warps * warp // cols, cols)
+    return Tile(accesses * warp // cols, cols, warps)
 
 
 def _fits(size: int, block: int) -> bool:
