@@ -13,8 +13,9 @@ PyTorch's own dropout follows the operator: on a CPU it draws its mask in less t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,13 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import compat_torch
-from .declare import BACKWARD, FORWARD, SEED, Arg, Option, Tensors
-from .dispatch import Backend, kernels_support
-from .matrices import rows_in_memory
+from .declare import BACKWARD, DOUBLE_BACKWARD, FORWARD, SEED, Arg, Option, Tensors
+from .dispatch import Backend, Kernels, kernels_support
+from .matrices import Ints, Matrices, rows_in_memory, strides_of_padded_rows
 from .op import Op
 from .philox import philox, words_of
-from .plan import cdiv
+from .plan import Plan, cdiv
 from .run import strides_of
+from .targets import Target
 
 COUNTER_BITS = 128
 
@@ -57,6 +59,39 @@ def rate(dropout_p: float, itemsize: int) -> Rate:
     bits = 16 if itemsize == 2 else 32
     threshold = round((1 - dropout_p) * 2**bits)
     return Rate(bits, COUNTER_BITS // bits, threshold, 2**bits / threshold if threshold else 0.0)
+
+
+@dataclass(frozen=True)
+class Drops:
+    """What kernels are told of dropout: from one batch and one row to the next so many counters, and the rate."""
+
+    counter_batch: int
+    counter_row: int
+    rate: Rate
+    wide: bool
+
+    @property
+    def integers(self) -> Ints:
+        """At run time, so that no other probability compiles a kernel."""
+        (scale,) = struct.unpack("i", struct.pack("f", self.rate.scale))
+        return self.counter_batch, self.counter_row, self.rate.last, scale
+
+
+NOT_DROPPED = tuple([(name, None) for name in ("counter_batch", "counter_row", "last", "scale")])
+"""In the place of those integers."""
+
+
+def counted(shape: Sequence[int], dim: int, strides: Sequence[int], rate: Rate) -> Ints:
+    """The strides by which counters are numbered, in elements, of a dense result that lies as `strides` say."""
+    return strides_of_padded_rows(shape, dim, strides, rate.per_counter)
+
+
+def split_counted(matrices: Matrices, rate: Rate) -> tuple[Matrices, Drops]:
+    """Matrices whose last strides are `counted`, without those, and what kernels are told."""
+    *strides, (batch, row) = matrices.strides
+    counters = batch * matrices.batch + row * matrices.rows + matrices.cols  # at least
+    drops = Drops(batch // rate.per_counter, row // rate.per_counter, rate, counters >= 2**31 * rate.per_counter)
+    return replace(matrices, strides=tuple(strides)), drops
 
 
 def weight(
@@ -90,6 +125,7 @@ class DropoutOp(Op):
             dim=lambda *options: op.dim(*options[:-1]),
             check=lambda x, *options: (*op.check_options(x, *options[:-1]), check_dropout_p(options[-1])),
             plain=followed(op, op.plain),
+            kernels=dropping(op),
         )
 
     def draw_seed(self, x: Any) -> Tensor | None:
@@ -143,6 +179,26 @@ def followed(op: Op, of: Backend) -> Backend:
         return None if ddy is None else (ddy * w).to(dy.dtype), *gradients
 
     return Backend(of.name, forward, backward, double_backward if of.double_backward else None, of.supports)
+
+
+def dropping(op: Op) -> Kernels | None:
+    """The kernels of the operator, if there are any, with dropout: its planners take a `dropout_p`."""
+    if op.kernels is None:
+        return None
+
+    def planner(number: int) -> Callable[..., Plan]:
+        plan, place = op.kernels.planners[number], op.levels[number].lead + len(op.inputs)
+        assert plan is not None
+
+        def planned(target: Target, layout: Ints, *given: Any) -> Plan:
+            tensors, (_, *options) = given[:place], given[place:]
+            dropout_p = options.pop(len(op.options))
+            return plan(target, layout, *tensors, *options, dropout_p=dropout_p)
+
+        return planned
+
+    first, second, third = (planner(number) for number in (FORWARD, BACKWARD, DOUBLE_BACKWARD))
+    return replace(op.kernels, forward=first, backward=second, double_backward=third)
 
 
 def check_dropout_p(dropout_p: Any, name: str = "dropout_p") -> float:

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 
 from . import philox as plain
+from .arithmetic import mul
+from .tiles import integer
 
 ROUNDS = tl.constexpr(plain.ROUNDS)
 FIRST_MULTIPLIER, SECOND_MULTIPLIER = (tl.constexpr(each) for each in plain.MULTIPLIERS)
@@ -36,6 +38,55 @@ def side_by_side(a, b, c, d):
     """[M, N] each, to [M, 4 N], their elements in turn."""
     x = tl.join(tl.join(a, c), tl.join(b, d))
     return tl.reshape(x, (a.shape[0], 4 * a.shape[1]))
+
+
+@triton.jit
+def load_seed(seed_ptr):
+    """The seed, or None where nothing is dropped."""
+    if seed_ptr is None:
+        return
+    else:
+        return tl.load(seed_ptr)
+
+
+@triton.jit
+def counter_at(seed, batch, top, left, counter_batch, counter_row, DTYPE: tl.constexpr, WIDE: tl.constexpr):
+    """The counter of the elements from (batch, top, left) on, of a result of DTYPE; in 64 bits where it is WIDE."""
+    if seed is None:
+        return
+    else:
+        PER_COUNTER: tl.constexpr = 8 if DTYPE.primitive_bitwidth == 16 else 4
+        number: tl.constexpr = tl.int64 if WIDE else tl.int32
+        above = tl.cast(batch, number) * counter_batch + tl.cast(top, number) * counter_row
+        return above + (left // PER_COUNTER).to(number)
+
+
+@triton.jit
+def weight_of_part(
+    seed, counter, row, right, counter_row, last, scale, DTYPE: tl.constexpr, COLS: tl.constexpr
+):  # fmt: skip
+    """w of the elements in these rows, and in COLS columns, `right` of that whose counter is given; None without seed.
+
+    `scale` comes as the bits of a float32.
+    """
+    if seed is None:
+        return
+    else:
+        BITS: tl.constexpr = 16 if DTYPE.primitive_bitwidth == 16 else 32
+        PER_COUNTER: tl.constexpr = 128 // BITS
+        group = tl.arange(0, COLS // PER_COUNTER) + right // PER_COUNTER
+        number = (counter + row.to(counter.dtype) * counter_row)[:, None] + group[None, :]
+        scale = (integer(scale)).to(tl.float32, bitcast=True)
+        return dropout_weight(seed, number, integer(last).to(tl.uint32), scale, BITS)
+
+
+@triton.jit
+def dropped(x, w, F32X2: tl.constexpr):
+    """x w, or x where w is None."""
+    if w is None:
+        return x
+    else:
+        return mul(x, w, F32X2)
 
 
 @triton.jit

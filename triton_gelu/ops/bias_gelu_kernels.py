@@ -8,6 +8,7 @@ case are constants when a kernel is compiled; the plan (bias_gelu_plan.py) choos
 import triton
 import triton.language as tl
 
+from ..core.philox_device import counter_at, dropped, load_seed, weight_of_part
 from ..core.tiles import (
     add_bias,
     corner,
@@ -29,10 +30,12 @@ from ..formulas.device import d2gelu, dgelu, gelu
 __all__ = ["KERNELS", "bias_gelu_backward", "bias_gelu_forward", "reduce_partials"]
 
 # Integers are not specialised on their values: no shape compiles a kernel for itself.
-FORWARD_INTEGERS = ["batch", "rows", "cols", "row_tiles", "x_batch", "x_row", "y_batch", "y_row"]
+DROPOUT_INTEGERS = ["counter_batch", "counter_row", "last", "scale"]
+FORWARD_INTEGERS = ["batch", "rows", "cols", "row_tiles", "x_batch", "x_row", "y_batch", "y_row", *DROPOUT_INTEGERS]
 BACKWARD_INTEGERS = [
     "batch", "rows", "cols", "segments", "program_batches", "program_steps",
     "dy_batch", "dy_row", "ddx_batch", "ddx_row", "x_batch", "x_row", "dx_batch", "dx_row",
+    *DROPOUT_INTEGERS,
 ]  # fmt: skip
 
 
@@ -40,14 +43,18 @@ BACKWARD_INTEGERS = [
 def bias_gelu_forward(
     x_ptr,  # [batch, rows, cols]
     bias_ptr,  # [rows] or [cols], or None
+    seed_ptr,  # [], or None: nothing is dropped
     y_ptr,  # [batch, rows, cols]
-    batch, rows, cols, row_tiles, x_batch, x_row, y_batch, y_row,
+    batch, rows, cols, row_tiles, x_batch, x_row, y_batch, y_row, counter_batch, counter_row, last, scale,
     FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexpr, BF16_CVT: tl.constexpr,
     ALIGN: tl.constexpr, INT64_INDEX: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     BATCHED: tl.constexpr, GRID_FOLD: tl.constexpr, SAME_STRIDES: tl.constexpr, UNROLL: tl.constexpr,
-    LOADS: tl.constexpr,
+    LOADS: tl.constexpr, INT64_COUNTER: tl.constexpr,
 ):  # fmt: skip
-    """y = gelu(x + bias), one tile a program, taken in UNROLL parts, with LOADS as core/in_flight.py says."""
+    """y = gelu(x + bias), one tile a program, taken in UNROLL parts, with LOADS as core/in_flight.py says.
+
+    With a seed, elements are dropped as core/dropout.py says; the last four integers are for that.
+    """
     DTYPE: tl.constexpr = y_ptr.dtype.element_ty
     index: tl.constexpr = tl.int64 if INT64_INDEX else tl.int32
     rows = integer(rows)
@@ -73,6 +80,8 @@ def bias_gelu_forward(
     y = pointers(corner(y_ptr, b, top, left, y_batch, y_row, ALIGN), row, col, y_row, ALIGN)
     x_step = tl.cast(x_row, index) * (DOWN * ALIGN) + RIGHT
     y_step = tl.cast(y_row, index) * (DOWN * ALIGN) + RIGHT
+    seed = load_seed(seed_ptr)
+    counter = counter_at(seed, b, top, left, counter_batch, counter_row, DTYPE, INT64_COUNTER)
     whole = (top <= rows - BLOCK_ROWS) & (left <= cols - BLOCK_COLS)  # no sum here is past 2^31
     for MASKED in tl.static_range(2):  # a whole tile needs no mask
         if whole != (MASKED == 1):
@@ -91,24 +100,28 @@ def bias_gelu_forward(
                 inside = mask(row + i * DOWN, col + i * RIGHT, rows - top, cols - left, MASKED)
                 u = add_bias(xs[(i - FIRST) * ORDER], biases[(i - FIRST) * ORDER], ALIGN, PTX, F32X2)
                 result = gelu(u, FORMULA, DTYPE, PTX, F32X2)  # computed before the address is
+                w = weight_of_part(
+                    seed, counter, row + i * DOWN, i * RIGHT, counter_row, last, scale, DTYPE, u.shape[1]
+                )
+                result = dropped(result, w, F32X2)
                 store(y + i * y_step, result, inside, BF16_CVT)
 
 
 @triton.jit
 def backward_of_part(
-    dy, ddx, ddbias, x, bias, ddy, dx, inside, DTYPE: tl.constexpr, FORMULA: tl.constexpr,
+    dy, w, ddx, ddbias, x, bias, ddy, dx, inside, DTYPE: tl.constexpr, FORMULA: tl.constexpr,
     PTX: tl.constexpr, F32X2: tl.constexpr, BF16_CVT: tl.constexpr, ALIGN: tl.constexpr,
     NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr,
 ):  # fmt: skip
     """Store ddy and dx of a part of a tile, and return what dbias is the sum of; `dy` and `x` are loaded already."""
     u = add_bias(x, bias, ALIGN, PTX, F32X2)
-    du = widen(dy, DTYPE, ALIGN, PTX, BF16_CVT)
+    du = dropped(widen(dy, DTYPE, ALIGN, PTX, BF16_CVT), w, F32X2)
     if ddx is None:
         du *= dgelu(u, FORMULA, DTYPE, PTX, F32X2)
     else:
         ddu = load(ddx, inside, DTYPE, ALIGN, PTX, BF16_CVT) + ddbias
         if NEEDS_DY:
-            store(ddy, ddu * dgelu(u, FORMULA, DTYPE, PTX, F32X2), inside, BF16_CVT)
+            store(ddy, dropped(ddu * dgelu(u, FORMULA, DTYPE, PTX, F32X2), w, F32X2), inside, BF16_CVT)
         du *= ddu * d2gelu(u, FORMULA, DTYPE, PTX, F32X2)
     if NEEDS_X:
         store(dx, du, inside, BF16_CVT)
@@ -132,15 +145,17 @@ def bias_gelu_backward(
     ddbias_ptr,  # [rows] or [cols], the gradient of dbias, or None
     x_ptr,  # [batch, rows, cols]
     bias_ptr,  # [rows] or [cols], or None
+    seed_ptr,  # [], or None: nothing is dropped
     ddy_ptr,  # [batch, rows, cols]
     dx_ptr,  # [batch, rows, cols]
     partial_ptr,  # [partials, rows] or [partials, cols]
     batch, rows, cols, segments, program_batches, program_steps,
     dy_batch, dy_row, ddx_batch, ddx_row, x_batch, x_row, dx_batch, dx_row,
+    counter_batch, counter_row, last, scale,
     FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexpr, BF16_CVT: tl.constexpr,
     ALIGN: tl.constexpr, INT64_INDEX: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     SAME_STRIDES: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
-    UNROLL: tl.constexpr, LOADS: tl.constexpr,
+    UNROLL: tl.constexpr, LOADS: tl.constexpr, INT64_COUNTER: tl.constexpr,
 ):  # fmt: skip
     """dx = dy * gelu'(u), u = x + bias, and its sums over everything but BIAS, in one pass.
 
@@ -150,7 +165,8 @@ def bias_gelu_backward(
     A program stays on one tile of BIAS and goes along the other axis, UNROLL tiles a step, with LOADS as
     core/in_flight.py says: through one of `segments` parts of that axis (`program_steps` steps), in `program_batches`
     batches. It stores the sum of all that as float32.
-    A bias may be None while its gradient is wanted: it has then been added to x already.
+    A bias may be None while its gradient is wanted: it has then been added to x already. With a seed, dy is multiplied
+    by what the result was, and so is ddy.
     """
     index: tl.constexpr = tl.int64 if INT64_INDEX else tl.int32
     rows = integer(rows)
@@ -180,6 +196,7 @@ def bias_gelu_backward(
     bias = load_vector(bias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, BF16_CVT, True)
     bias += 0.0  # never -0: nor is a sum then
     zero = never(batch, rows, cols)
+    seed = load_seed(seed_ptr)
     ddbias = load_vector(ddbias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, BF16_CVT, True)
 
     BITS: tl.constexpr = DTYPE.primitive_bitwidth
@@ -190,6 +207,7 @@ def bias_gelu_backward(
         dx_tile = corner(dx_ptr, b, top, left, dx_batch, dx_row, ALIGN)
         ddx_tile = corner(ddx_ptr, b, top, left, ddx_batch, ddx_row, ALIGN)
         ddy_tile = corner(ddy_ptr, b, top, left, dx_batch, dx_row, ALIGN)
+        counter = counter_at(seed, b, top, left, counter_batch, counter_row, DTYPE, INT64_COUNTER)
         for step in range(0, whole):  # whole tiles need no mask
             xs = ()
             dys = ()
@@ -203,8 +221,10 @@ def bias_gelu_backward(
             for i in tl.static_range(UNROLL):
                 r = row + (step * UNROLL + i) * DOWN
                 c = col + (step * UNROLL + i) * RIGHT
+                right = (step * UNROLL + i) * RIGHT
+                w = weight_of_part(seed, counter, r, right, counter_row, last, scale, DTYPE, BLOCK_COLS)
                 du = backward_of_part(
-                    dys[(i - FIRST) * ORDER], pointers(ddx_tile, r, c, ddx_row, ALIGN), ddbias,
+                    dys[(i - FIRST) * ORDER], w, pointers(ddx_tile, r, c, ddx_row, ALIGN), ddbias,
                     xs[(i - FIRST) * ORDER], bias,
                     pointers(ddy_tile, r, c, dx_row, ALIGN), pointers(dx_tile, r, c, dx_row, ALIGN),
                     None, DTYPE, FORMULA, PTX, F32X2, BF16_CVT, ALIGN, NEEDS_DY, NEEDS_X,
@@ -216,8 +236,9 @@ def bias_gelu_backward(
             inside = mask(r, c, rows - top, cols - left, True)
             x = load_raw(pointers(x_tile, r, c, x_row, ALIGN), inside, LOADS == "volatile")
             dy = load_raw(pointers(dy_tile, r, c, dy_row, ALIGN), inside, LOADS == "volatile")
+            w = weight_of_part(seed, counter, r, step * RIGHT, counter_row, last, scale, DTYPE, BLOCK_COLS)
             du = backward_of_part(
-                dy, pointers(ddx_tile, r, c, ddx_row, ALIGN), ddbias, x, bias,
+                dy, w, pointers(ddx_tile, r, c, ddx_row, ALIGN), ddbias, x, bias,
                 pointers(ddy_tile, r, c, dx_row, ALIGN), pointers(dx_tile, r, c, dx_row, ALIGN),
                 inside, DTYPE, FORMULA, PTX, F32X2, BF16_CVT, ALIGN, NEEDS_DY, NEEDS_X,
             )  # fmt: skip

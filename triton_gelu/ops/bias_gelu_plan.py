@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, sym_min
 
 from ..core import in_flight
+from ..core.dropout import NOT_DROPPED, Drops, counted, rate, split_counted
 from ..core.in_flight import InFlight
 from ..core.matrices import Ints, Matrices, matrices_with_result
 from ..core.plan import (
@@ -65,11 +66,27 @@ class PartialSums:
     steps: int
 
 
-def forward(target: Target, layout: Ints, x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Plan:
+def forward(
+    target: Target, layout: Ints, x: Tensor, bias: Tensor | None, dim: int, approximate: str, dropout_p: float = 0.0
+) -> Plan:
     """Plan y = gelu(x + bias); `layout` has the strides of results."""
-    matrices, copied = matrices_with_result(layout, x.shape, None if bias is None else dim, x.stride())
-    launch = forward_launch(matrices, x.itemsize, approximate, target)
-    return Plan((Step(launch, ("x", "bias", "y")),), dense=("x",) if copied else ())
+    matrices, copied, drops = _matrices(layout, x, bias, dim, dropout_p, x.stride())
+    launch = forward_launch(matrices, x.itemsize, approximate, target, drops)
+    return Plan((Step(launch, ("x", "bias", "seed", "y")),), dense=("x",) if copied else ())
+
+
+def _matrices(
+    layout: Ints, x: Tensor, bias: Tensor | None, dim: int, dropout_p: float, *strides: Ints
+) -> tuple[Matrices, bool, Drops | None]:
+    """The matrices of tensors and results, whether tensors are to be copied, and what is dropped."""
+    axis = None if bias is None else dim
+    if not dropout_p:
+        return *matrices_with_result(layout, x.shape, axis, *strides), None
+    how = rate(dropout_p, x.itemsize)
+    numbered = [counted(x.shape, dim, layout, how)]
+    matrices, copied = matrices_with_result(layout, x.shape, axis, *strides, numbered=numbered)
+    matrices, drops = split_counted(matrices, how)
+    return matrices, copied, drops
 
 
 def backward(
@@ -81,10 +98,11 @@ def backward(
     dim: int,
     approximate: str,
     needs: tuple[bool, bool],
+    dropout_p: float = 0.0,
 ) -> Plan:
     """Plan dx and dbias in one pass."""
-    given = {"dy": dy, "ddx": None, "x": x}
-    return _backward(target, layout, given, bias, dim, approximate, (False, *needs), ("ddy", "dx", "dbias"))
+    given, names = {"dy": dy, "ddx": None, "x": x}, ("ddy", "dx", "dbias")
+    return _backward(target, layout, given, bias, dim, approximate, dropout_p, (False, *needs), names)
 
 
 def double_backward(
@@ -98,10 +116,11 @@ def double_backward(
     dim: int,
     approximate: str,
     needs: tuple[bool, bool, bool],
+    dropout_p: float = 0.0,
 ) -> Plan:
     """Plan the gradients of `backward` for dy, x and bias, in one pass."""
-    given = {"dy": dy, "ddx": ddx, "x": x}
-    return _backward(target, layout, given, bias, dim, approximate, needs, ("ddy", "d2x", "d2bias"))
+    given, names = {"dy": dy, "ddx": ddx, "x": x}, ("ddy", "d2x", "d2bias")
+    return _backward(target, layout, given, bias, dim, approximate, dropout_p, needs, names)
 
 
 def forward_after_bias(target: Target, layout: Ints, x: Tensor, bias: Tensor, dim: int, approximate: str) -> Plan:
@@ -134,6 +153,7 @@ def _backward(
     bias: Tensor | None,
     dim: int,
     approximate: str,
+    dropout_p: float,
     needs: tuple[bool, bool, bool],
     results: tuple[str, str, str],
 ) -> Plan:
@@ -143,23 +163,27 @@ def _backward(
     assert dy is not None
     ddx = given["ddx"]
     strides = dy.stride(), (dy if ddx is None else ddx).stride(), x.stride()
-    matrices, copied = matrices_with_result(layout, x.shape, None if bias is None else dim, *strides)
+    matrices, copied, drops = _matrices(layout, x, bias, dim, dropout_p, *strides)
     needs_dy, needs_x, needs_bias = needs
     plan = backward_launches(
-        matrices, x.itemsize, approximate, target, needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias
+        matrices, x.itemsize, approximate, target, drops, needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias
     )
     ddy, dx, dbias = results
     partials = Partials(dbias, plan.partials, matrices.bias_size, plan.reduce) if needs_bias else None
-    tensors = "dy", "ddx", "ddbias", "x", "bias", ddy, dx, PARTIALS if needs_bias else None
+    tensors = "dy", "ddx", "ddbias", "x", "bias", "seed", ddy, dx, PARTIALS if needs_bias else None
     dense = tuple(name for name, tensor in given.items() if tensor is not None) if copied else ()
     return Plan((Step(plan.main, tensors),), partials, dense)
 
 
-def forward_launch(matrices: Matrices, itemsize: int, formula: str, target: Target) -> Launch:
+def forward_launch(
+    matrices: Matrices, itemsize: int, formula: str, target: Target, drops: Drops | None = None
+) -> Launch:
     """Plan `y = gelu(x + bias)`; `matrices` has the strides of x and y."""
     align = matrices.alignment(ALIGN)
     chosen = in_flight.forward(target, align)
     tile = forward_tile(matrices, itemsize, target.tile_scale, chosen)
+    if drops is not None and tile.rows < chosen.unroll:  # then a part of it has a part of its columns: whole counters
+        tile = replace(tile, cols=max(tile.cols, ALIGN * chosen.unroll))
     row_tiles = cdiv(matrices.rows, tile.rows)
     stacked = row_tiles * matrices.batch
     return Launch(
@@ -167,12 +191,12 @@ def forward_launch(matrices: Matrices, itemsize: int, formula: str, target: Targ
         grid=(cdiv(matrices.cols, tile.cols), sym_min(stacked, GRID_FOLD), cdiv(stacked, GRID_FOLD)),
         integers=(
             matrices.batch, matrices.rows, matrices.cols // align, row_tiles,
-            *_strides(matrices, align),
+            *_strides(matrices, align), *(() if drops is None else drops.integers),
         ),
         constants=(
-            *_constants(matrices, formula, target, align, tile, tile.rows),
+            *(NOT_DROPPED if drops is None else ()), *_constants(matrices, formula, target, align, tile, tile.rows),
             ("BATCHED", matrices.batch > 1), ("GRID_FOLD", GRID_FOLD), ("SAME_STRIDES", _same_strides(matrices)),
-            ("UNROLL", chosen.unroll), ("LOADS", chosen.loads),
+            ("UNROLL", chosen.unroll), ("LOADS", chosen.loads), ("INT64_COUNTER", drops is not None and drops.wide),
         ),
         num_warps=num_warps(tile.warps, target),
         registers=chosen.registers,
@@ -180,7 +204,15 @@ def forward_launch(matrices: Matrices, itemsize: int, formula: str, target: Targ
 
 
 def backward_launches(
-    matrices: Matrices, itemsize: int, formula: str, target: Target, *, needs_dy: bool, needs_x: bool, needs_bias: bool
+    matrices: Matrices,
+    itemsize: int,
+    formula: str,
+    target: Target,
+    drops: Drops | None = None,
+    *,
+    needs_dy: bool,
+    needs_x: bool,
+    needs_bias: bool,
 ) -> Backward:
     """Plan `dx = dy * gelu'(x + bias)` and its sum over everything but the axis of the bias.
 
@@ -204,15 +236,15 @@ def backward_launches(
         grid=(tiles, sums.count, 1),
         integers=(
             matrices.batch, matrices.rows, matrices.cols // align, sums.segments, sums.batches, sums.steps,
-            *_strides(matrices, align),
+            *_strides(matrices, align), *(() if drops is None else drops.integers),
         ),
         constants=(
-            *_constants(
+            *(NOT_DROPPED if drops is None else ()), *_constants(
                 matrices, formula, target, align, tile, tile.rows if matrices.bias == "rows" else sums.steps * step
             ),
             ("SAME_STRIDES", _same_strides(matrices)),
             ("NEEDS_DY", needs_dy), ("NEEDS_X", needs_x), ("NEEDS_BIAS", needs_bias),
-            ("UNROLL", unroll), ("LOADS", chosen.loads),
+            ("UNROLL", unroll), ("LOADS", chosen.loads), ("INT64_COUNTER", drops is not None and drops.wide),
         ),
         num_warps=num_warps(tile.warps, target),
         registers=chosen.registers,
