@@ -182,8 +182,8 @@ def forward_launch(
     align = matrices.alignment(ALIGN)
     chosen = in_flight.forward(target, align)
     tile = forward_tile(matrices, itemsize, target.tile_scale, chosen)
-    if drops is not None and tile.rows < chosen.unroll:  # then a part of it has a part of its columns: whole counters
-        tile = replace(tile, cols=max(tile.cols, ALIGN * chosen.unroll))
+    if drops is not None:
+        tile = _of_whole_counters(tile, chosen.unroll)
     row_tiles = cdiv(matrices.rows, tile.rows)
     stacked = row_tiles * matrices.batch
     return Launch(
@@ -224,6 +224,8 @@ def backward_launches(
     chosen = in_flight.backward(target, align, matrices.bias, formula, double=needs_dy)
     places = target.processors * chosen.programs
     tile = backward_tile(matrices, itemsize, target.tile_scale, places)
+    if drops is not None:
+        tile = _of_whole_counters(tile, 1)
     unroll = chosen.unroll
     if matrices.bias == "rows":
         tiles, length, step = cdiv(matrices.rows, tile.rows), matrices.cols, tile.cols * unroll
@@ -347,6 +349,13 @@ def _tile(matrices: Matrices, warp: int, accesses: int, warps: int = WARPS) -> T
         return Tile(rows, wide if rows < 4 else cols, warps)
     cols = next((cols >> shift for shift in range(3) if _fits(matrices.cols, cols >> shift)), cols)
     return Tile(accesses * warp // cols, cols, warps)
+
+
+def _of_whole_counters(tile: Tile, unroll: int) -> Tile:
+    """The tile, or one as large or larger whose `unroll` parts begin and end with counters of core/dropout.py."""
+    cols = max(tile.cols, ALIGN)
+    tile = replace(tile, rows=max(tile.rows * tile.cols // cols, 1), cols=cols)
+    return tile if tile.rows >= unroll else replace(tile, cols=max(cols, ALIGN * unroll))  # parts are those of a row
 
 
 def _fits(size: int, block: int) -> bool:
