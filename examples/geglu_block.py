@@ -5,7 +5,8 @@
     python examples/geglu_block.py --width 32 --tokens 16      # seconds on a CPU
 
 One projection makes values and gates: [values | gates] = x W^T + b, and the block goes on with values * gelu(gates).
-`bias_geglu` adds the bias, cuts, applies GELU and multiplies in one pass over memory, and its gradient is one tensor.
+`GEGLU` adds the bias, cuts, applies GELU and multiplies in one pass over memory, and its gradient is one tensor; in
+code of your own, `triton_gelu.bias_geglu(x @ w, b, activated="second", approximate="none")` does.
 """
 
 from __future__ import annotations
@@ -15,27 +16,15 @@ import argparse
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention import FeedForward
-from torch import Tensor, nn
+from torch import nn
 
 import triton_gelu
-
-
-class GEGLU(nn.Module):
-    """diffusers' GEGLU: the second half is the one that goes through GELU."""
-
-    def __init__(self, features: int, hidden: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(features, 2 * hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        product = F.linear(x, self.proj.weight)  # without the bias: it is added where it is read anyway
-        return triton_gelu.bias_geglu(product, self.proj.bias, activated="second", approximate="none")
 
 
 def block(features: int) -> nn.Module:
     """In the place of `FeedForward(features)`: what it holds, with another GEGLU."""
     feed_forward = FeedForward(features)
-    feed_forward.net[0] = GEGLU(features, 4 * features)
+    feed_forward.net[0] = triton_gelu.GEGLU(features, 4 * features)
     return feed_forward
 
 

@@ -33,10 +33,11 @@ OLD_BACKENDS = {"CPU path": CPU_BACKEND}  # what rows said whose field was named
 TIME = "time"
 GRAPH_TIME = "time in a graph"
 HOST_TIME = "time of the host"
+CLOCK = "clock"  # of a GPU's processors
 THROUGHPUT = "throughput"
 COPY_SHARE = "share of copy bandwidth"
 PEAK_MEMORY = "peak memory"
-BASELINE_COMPILED = "torch.compile"  # the provider that is PyTorch alone, compiled
+COMPILED, COMPILED_LIBRARY = "torch.compile", "triton_gelu compiled"  # providers: PyTorch alone, and with us
 COPY = "copy"  # the provider of the bandwidth that the others are held against
 RATIO = "ratio to {}"  # of times, to another provider's
 

@@ -29,6 +29,7 @@ PAGES = {  # page: what it is made of
     "index.md": "docs/start.md",
     "overview.md": "README.md",
     "examples.md": "examples/README.md",
+    "gpu.md": "examples/gpu/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
     "models.md": "tests/fuse/clients.md",

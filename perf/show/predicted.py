@@ -15,7 +15,7 @@ from typing import Any
 from perf.library import gpu_reported_as
 from perf.rows import COPY_SHARE, KERNEL_BACKEND, TIME, Row
 from perf.show.table import Line, as_markdown, duration, grouped, title
-from perf.static.metrics import HEADROOM, IN_FLIGHT, LEAST_TIME, LIBRARY
+from perf.static.metrics import HEADROOM, IN_FLIGHT, LEAST_TIME
 
 FEWEST = 2**22  # elements: fewer take about as long as a launch
 PICO, MICRO = 1e-12, 1e-6
@@ -48,16 +48,17 @@ class Pair:
 def question(row: Row) -> tuple[Any, ...]:
     """What decides the counts of a kernel an element: all but how many rows or batches there are."""
     dim = None if row.dim is None else row.dim % len(row.shape)
-    return (row.shape[1:], len(row.shape), dim, row.dtype, row.approximate, row.direction, "stem" in row.case)
+    asked = (row.dtype, row.approximate, row.direction, row.provider)
+    return (row.shape[1:], len(row.shape), dim, *asked, "stem" in row.case)
 
 
 def pairs(measured: Iterable[Row], static: Iterable[Row]) -> dict[str, list[Pair]]:
-    """The kernels of this library that were counted for the GPU they were timed on, by GPU."""
+    """The kernels, ours and textbook ones, that were counted for the GPU they were timed on, by GPU."""
     counts: dict[tuple[Any, ...], dict[str, float]] = {}
     for row in static:
-        if row.provider == LIBRARY and row.value is not None:
+        if row.value is not None:
             counts.setdefault((row.device, *question(row)), {})[row.metric] = row.value
-    mine = [row for row in measured if row.provider == LIBRARY and row.backend == KERNEL_BACKEND and row.value]
+    mine = [row for row in measured if row.backend == KERNEL_BACKEND and row.value]
     shares = {(row.device, row.case, question(row)): row.value for row in mine if row.metric == COPY_SHARE}
     found: dict[str, list[Pair]] = {}
     for row in mine:
@@ -102,7 +103,7 @@ def line(pair: Pair) -> Line:
     """A line of the table."""
     row = pair.row
     return [
-        f"{row.case}, {title(row.approximate)} {row.direction}, {row.dtype}",
+        f"{row.case}, {title(row.approximate)} {row.direction}, {row.dtype}, {row.provider}",
         "x".join(map(str, row.shape)),
         duration(pair.least),
         duration(row.value or 0.0),

@@ -23,7 +23,7 @@ from perf.accuracy import ulp_errors
 from perf.cases import FRESH, Case
 from perf.library import DTYPES, FORMULAS
 from perf.rows import DATA, KERNEL_BACKEND, RATIO, ROOT, Row, UserError, latest_rows, read_rows
-from perf.show import compare, plot, table, table_static
+from perf.show import compare, compiled, plot, table, table_static
 from perf.static import saved
 from perf.static.gpus import GPUS
 from perf.static.metrics import BYTES, HEADROOM, IN_FLIGHT, INSTRUCTIONS, LIBRARY, SMALL_PROGRAMS
@@ -243,7 +243,8 @@ def ratios(rows: Sequence[Row]) -> Iterator[str]:
 
     columns = [(*pair, way) for way in ways for pair in RATIOS]
     heads = [f"{way.replace('_', ' + ')}, {'compiled' if 'compiled' in mine else 'eager'}" for mine, _, way in columns]
-    body = [[each, *(cell(each, *column) for column in columns)] for each in dict.fromkeys(map(asked, rows))]
+    compared = [row for row in rows if row.metric in (RATIO.format(rival) for _, rival in RATIOS)]
+    body = [[each, *(cell(each, *column) for column in columns)] for each in dict.fromkeys(map(asked, compared))]
     yield from markdown(["time / PyTorch's", *heads], body)
 
 
@@ -277,7 +278,18 @@ def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> Iterator[str
     yield from (f"| {' | '.join(line)} |" for line in (head, rule, *body))
 
 
+def compiled_bytes() -> Iterator[str]:
+    """Bytes of compiled graphs, PyTorch's GELU and ours in the same surroundings."""
+    yield from markdown(*compiled.bytes_table(committed("compiled.jsonl")))
+
+
+def compiled_instructions() -> Iterator[str]:
+    """Instructions and headroom of what a compiler makes of PyTorch's GELU and of ours."""
+    yield from markdown(*compiled.instructions_table(committed("compiled.jsonl"), shown))
+
+
 BLOCKS: Mapping[str, Callable[[], Iterator[str]]] = {
     "traffic": traffic, "static": static, "in_flight": in_flight, "compilers": compilers, "errors": errors,
     "cpu": cpu, "gpu": gpu, "versions": versions,
+    "compiled_bytes": compiled_bytes, "compiled_instructions": compiled_instructions,
 }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from perf.library import FORMULAS
 from perf.providers import PROVIDERS
-from perf.rows import COPY, COPY_SHARE, CPU_BACKEND, GRAPH_TIME, HOST_TIME, PEAK_MEMORY, RATIO, TIME, Row
+from perf.rows import CLOCK, COPY, COPY_SHARE, CPU_BACKEND, GRAPH_TIME, HOST_TIME, PEAK_MEMORY, RATIO, TIME, Row
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -38,9 +38,10 @@ def render(rows: Iterable[Row], *, markdown: bool = False) -> str:
         for (formula, dtype, direction), group in grouped(mine, _topic).items():
             topic = titled(formula, dtype, direction)
             apart = [(name, [row for row in group if row.metric == metric]) for metric, name in APART.items()]
-            rest = [row for row in group if row.metric not in APART]
+            rest = [row for row in group if row.metric not in (*APART, CLOCK)]
             parts += [layout(topic, *lines(rest))] if rest else []
             parts += [layout(f"{topic}, {name}", *lines_apart(some)) for name, some in apart if some]
+        parts += [f"{row.case}: {row.value:.0f} {row.unit}" for row in mine if row.metric == CLOCK and row.value]
         parts += [f"{row.status}: {row.case}, {row.provider}: {row.note}" for row in mine if row.status != "ok"]
     return "\n".join(parts) + "\n"
 

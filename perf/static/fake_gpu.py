@@ -75,20 +75,23 @@ def pretended(gpu: GPU) -> Iterator[None]:
 
 def _answers(gpu: GPU) -> dict[str, Callable[..., Any]]:
     """What the functions of torch.cuda answer."""
+    chip, architecture = gpu.chip, gpu.target.architecture
+    if architecture not in BLOCK_SHARED:
+        raise UserError(f"{gpu.name} can't be pretended; there are GPUs of {', '.join(BLOCK_SHARED)}")
     properties = SimpleNamespace(
-        name=gpu.name, major=gpu.major, minor=0, multi_processor_count=gpu.processors,
-        regs_per_multiprocessor=gpu.partitions * gpu.registers,
-        max_threads_per_multi_processor=gpu.warps * gpu.warp, max_threads_per_block=1024, warp_size=gpu.warp,
+        name=gpu.name, major=chip.major, minor=0, multi_processor_count=gpu.processors,
+        regs_per_multiprocessor=chip.partitions * chip.registers,
+        max_threads_per_multi_processor=chip.warps * gpu.warp, max_threads_per_block=1024, warp_size=gpu.warp,
         total_memory=80 << 30, shared_memory_per_block=48 << 10,
-        shared_memory_per_block_optin=BLOCK_SHARED[gpu.target], shared_memory_per_multiprocessor=gpu.shared,
-        L2_cache_size=L2[gpu.target], gcnArchName="", is_integrated=False, clock_rate=int(gpu.clock.value / 1e3),
+        shared_memory_per_block_optin=BLOCK_SHARED[architecture], shared_memory_per_multiprocessor=chip.shared,
+        L2_cache_size=L2[architecture], gcnArchName="", is_integrated=False, clock_rate=1755000,
         memory_clock_rate=2619000,
     )  # fmt: skip
     nothing = ("init", "_lazy_init", "set_device", "synchronize", "set_rng_state")
     return {
         **{name: lambda *args: None for name in nothing},
         "get_device_properties": lambda device=None: properties,
-        "get_device_capability": lambda device=None: (gpu.major, 0),
+        "get_device_capability": lambda device=None: (chip.major, 0),
         "get_device_name": lambda device=None: gpu.name,
         "device_count": lambda: 1,
         "current_device": lambda: 0,

@@ -36,7 +36,7 @@ HEADROOM: Mapping[tuple[str, str, str], float] = {
 }  # fmt: skip
 WIDE, FRAMES = "width 4096", "1500 frames"
 WIDE_EXACT_HEADROOM = {"h200": 1.5}  # backward, where rows are long
-FRAMES_TANH_KIB = {"b200": 56}  # backward: 64 takes spills
+FRAMES_TANH_KIB = dict.fromkeys(("b200", "gb200", "b300", "gb300"), 56)  # backward: 64 takes spills
 SMALL_BYTES = 2**24  # of x: where launches are too short for a GPU, if programs are few
 LEAST_PROGRAMS = 4.0  # a processor, there
 FILLED = 0.9  # of the bytes in flight that are the goal, on average over all processors
@@ -72,7 +72,7 @@ def goal(gpu: GPU, case: Case) -> Goal:
     """The goals of a case; those of headroom, and of more bytes than published, are for 16-bit tensors."""
     key, direction, formula = gpu.target.key, case.direction, case.approximate
     least = published(gpu).value
-    if case.torch_dtype.itemsize != 2 or case.transposed or case.dim is None:
+    if case.torch_dtype.itemsize != 2 or case.transposed or case.gated or case.dim is None:
         return Goal(least)
     headroom = HEADROOM.get((key, direction, formula))
     if direction == "forward":

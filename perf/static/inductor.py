@@ -23,8 +23,10 @@ from torch.utils._pytree import tree_leaves
 
 from perf.static import fake_gpu
 from perf.static.gpus import GPU
+from perf.static.offline import Launched
 
 FORWARD, BACKWARD = "forward", "backward"
+POINTWISE = "pointwise"
 OURS = "triton_gelu's kernel"
 SOURCE = re.compile(r"^(\w+) = async_compile\.triton\('\w+', r?'''(.*?)'''", re.MULTILINE | re.DOTALL)
 
@@ -147,7 +149,7 @@ class _Recorder:
             kind = (
                 "template" if "Template" in type(kernel).__name__
                 else "persistent reduction" if kernel.persistent_reduction
-                else "reduction" if features.is_reduction() else "pointwise"
+                else "reduction" if features.is_reduction() else POINTWISE
             )  # fmt: skip
             accesses = features.buf_accesses()
             tensors = {}
@@ -205,6 +207,39 @@ class _Recorder:
         for kernel in self.found.kernels[first:]:
             kernel.source = sources.get(kernel.name, "")
         return make_boxed_func(runnable.forward)
+
+
+def machine_code(kernel: Kernel, gpu: GPU) -> Launched:
+    """A pointwise kernel of Inductor's, compiled: in the first of the shapes that it would try."""
+    import torch._inductor.config
+    from torch._inductor.codecache import PyCodeCache
+    from torch._inductor.runtime import triton_heuristics
+
+    with (
+        fake_gpu.pretended(gpu),
+        mock.patch.object(triton_heuristics.StaticTritonCompileResult, "can_statically_launch", return_value=None),
+    ):
+        module = PyCodeCache.load(kernel.source)
+        tuner = next(v for v in vars(module).values() if isinstance(v, triton_heuristics.CachingAutotuner))
+        tuner.precompile(warm_cache_only=True)
+        found = tuner.compile_results[0]
+    blocks = {name: size for name, size in found.config.kwargs.items() if name.endswith("BLOCK")}
+    grid = [-(-kernel.sizes[f"{axis}numel"] // blocks.get(f"{axis.upper()}BLOCK", 1)) for axis in ("x", "y")
+            if f"{axis}numel" in kernel.sizes]  # fmt: skip
+    asm = found.kernel.asm
+    header = next(line for line in asm["ttir"].splitlines() if "tt.func public" in line)
+    names = re.findall(r"%(\w+): [!\w]", header)
+    arguments = {
+        name: torch.empty(kernel.tensors[name], dtype=torch.uint8, device="meta")
+        if name in kernel.tensors
+        else kernel.sizes.get(name, 0)
+        for name in names
+    }
+    metadata = found.kernel.metadata
+    return Launched(
+        name=kernel.name, grid=(*grid, 1, 1)[:3], arguments=arguments, constants=blocks, num_warps=metadata.num_warps,
+        shared=metadata.shared, fp_fusion=metadata.enable_fp_fusion, asm=asm,
+    )  # fmt: skip
 
 
 class _Written(Exception):

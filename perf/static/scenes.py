@@ -17,8 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import triton_gelu
 from perf.library import FORMULAS
-from perf.rows import BASELINE_COMPILED
-from perf.static.metrics import LIBRARY
+from perf.rows import COMPILED, COMPILED_LIBRARY
 
 META = torch.device("meta")
 WIDTH, HIDDEN = 1024, 4096
@@ -34,6 +33,8 @@ class Style:
     gelu: Callable[..., Tensor]  # of x, bias or None, formula and the dimension of the bias
     linear: Callable[[nn.Linear, Tensor, str], Tensor]
     convolution: Callable[[Any, Tensor, str], Tensor]
+    geglu: Callable[[nn.Linear, Tensor, str], Tensor]  # of the halves of what a layer gives
+    stem: Callable[[Any, Tensor, Tensor, str], Tensor]  # a convolution, GELU, transposed, plus a position
 
 
 def _torch_gelu(x: Tensor, bias: Tensor | None, approximate: str, dim: int = -1) -> Tensor:
@@ -47,6 +48,16 @@ def _our_gelu(x: Tensor, bias: Tensor | None, approximate: str, dim: int = -1) -
     return triton_gelu.bias_gelu(x, bias, approximate=approximate, dim=dim)  # type: ignore[arg-type]
 
 
+def _torch_geglu(layer: nn.Linear, x: Tensor, approximate: str) -> Tensor:
+    opened, other = layer(x).chunk(2, -1)
+    y: Tensor = _torch_gelu(opened, None, approximate) * other
+    return y
+
+
+def _our_geglu(layer: nn.Linear, x: Tensor, approximate: str) -> Tensor:
+    return triton_gelu.bias_geglu(_product(layer, x), layer.bias, activated="first", approximate=approximate)  # type: ignore[arg-type]
+
+
 def _product(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight)
 
@@ -56,17 +67,38 @@ def _convolved(layer: Any, x: Tensor) -> Tensor:
 
 
 STYLES: Mapping[str, Style] = {
-    BASELINE_COMPILED: Style(
+    COMPILED: Style(
         _torch_gelu,
         lambda layer, x, approximate: _torch_gelu(layer(x), None, approximate),
         lambda layer, x, approximate: _torch_gelu(layer(x), None, approximate),
+        _torch_geglu,
+        lambda layer, x, position, approximate: _torch_gelu(layer(x), None, approximate).permute(0, 2, 1) + position,
     ),
-    LIBRARY: Style(
+    COMPILED_LIBRARY: Style(
         _our_gelu,
         lambda layer, x, approximate: _our_gelu(_product(layer, x), layer.bias, approximate),
         lambda layer, x, approximate: _our_gelu(_convolved(layer, x), layer.bias, approximate, dim=1),
+        _our_geglu,
+        lambda layer, x, position, approximate: triton_gelu.bias_gelu_transpose(
+            _convolved(layer, x),
+            layer.bias,
+            position,
+            approximate=approximate,  # type: ignore[arg-type]
+        ),
     ),
 }
+
+
+class Attention(nn.Module):
+    """Self-attention of 64 channels a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH, dtype=HALF) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (each(x).unflatten(-1, (-1, 64)).transpose(1, 2) for each in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class Layers(nn.Module):
@@ -83,6 +115,8 @@ class Layers(nn.Module):
             self.bias = nn.Parameter(torch.empty(HIDDEN, dtype=HALF))
             self.bias_float32 = nn.Parameter(torch.empty(HIDDEN))
             self.norm = nn.LayerNorm(HIDDEN, dtype=HALF)
+            self.attention = Attention()
+            self.norms = nn.ModuleList(nn.LayerNorm(WIDTH, dtype=HALF) for _ in range(2))
             self.conv1d = nn.Conv1d(80, 384, 3, padding=1, dtype=HALF)
             self.conv2d = nn.Conv2d(64, 256, 3, padding=1, dtype=HALF)
 
@@ -142,8 +176,7 @@ def _two_consumers(m: Layers, x: Tensor, factor: Tensor) -> Any:
 
 
 def _gated_mlp(m: Layers, x: Tensor) -> Any:
-    opened, other = m.fc1_wide(x).chunk(2, -1)
-    return m.fc2(m.gelu(opened, None) * other)
+    return m.fc2(m.style.geglu(m.fc1_wide, x, m.approximate))
 
 
 def _used_before(m: Layers, x: Tensor) -> Any:
@@ -165,6 +198,20 @@ def _selected(m: Layers, x: Tensor) -> Any:
 
 def _head(m: Layers, x: Tensor) -> Any:
     return m.head(m.norm_head(m.style.linear(m.head, x, m.approximate)))
+
+
+def _whisper_layer(m: Layers, x: Tensor) -> Any:
+    x = x + m.attention(m.norms[0](x))
+    return x + m.mlp(m.norms[1](x))
+
+
+def _bert_layer(m: Layers, x: Tensor) -> Any:
+    x = m.norms[0](x + _dropout(m.attention(x)))
+    return m.norms[1](x + _dropout(m.mlp(x)))
+
+
+def _stem(m: Layers, x: Tensor, position: Tensor) -> Any:
+    return m.style.stem(m.conv1d, x, position, m.approximate)
 
 
 def _cast_before(m: Layers, x: Tensor) -> Any:
@@ -200,5 +247,8 @@ SCENES = (
     Scene("Conv2d, GELU", lambda m, x: m.conv_gelu(m.conv2d, x), ((8, 64, 56, 56),), IMAGE),
     Scene("Conv1d, GELU, dropout", lambda m, x: _dropout(m.conv_gelu(m.conv1d, x)), (WAVES_IN,), FRAMES),
     Scene("Conv1d, GELU times a gate", lambda m, x, g: m.conv_gelu(m.conv1d, x) * g, (WAVES_IN, FRAMES), FRAMES),
+    Scene("Conv1d, GELU, transposed, a position (Whisper's stem)", _stem, (WAVES_IN, (3000, 384)), FRAMES),
+    Scene("encoder layer of Whisper, whole", _whisper_layer, (SEQUENCES_IN,), OF_SEQUENCES),
+    Scene("layer of BERT, whole, with dropout", _bert_layer, (SEQUENCES_IN,), OF_SEQUENCES),
 )  # fmt: skip
 """Those that are counted; the documents' table has a line for each."""

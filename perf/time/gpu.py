@@ -39,7 +39,7 @@ from perf.time.worker import Lost, Worker
 
 MINUTE, REPORT_S = 60.0, 20.0
 FEWEST, DEFAULT, MOST = 4, 10, 20  # minutes
-SLOWEST, PATIENCE_S = 5.0, 60.0  # a step may take so many times what it was thought to, and so much more
+SLOWEST, PATIENCE_S = 5.0, 120.0  # a step may take so many times what it was thought to, and so long to start
 MOST_LANES = 8  # of steps that run at the same time
 STEPS = "perf.time.steps:all_steps"
 
@@ -257,6 +257,8 @@ class Shift:
 
     def dismiss(self, keep: int) -> None:
         """End the processes that have nothing to do, but for some: they hold memory of the GPU."""
+        for _, worker in self.idle[keep:]:
+            worker.dismiss()
         for _, worker in self.idle[keep:]:
             worker.end()
         del self.idle[keep:]

@@ -169,7 +169,8 @@ def measured(case: Case, wanted: Mapping[str, Provider], machine: Machine) -> li
     if any(name in COMPILED for name in wanted):
         torch.compiler.reset()
     try:
-        with allocator.memory(machine.device, fresh=case.fresh_memory) as kind:
+        memory = allocator.memory(machine.device, fresh=case.fresh_memory)
+        with memory as kind, timing.on_side_stream(machine.device):
             return timed(case, wanted, machine, replace(blank, note=kind))
     except torch.OutOfMemoryError:  # the estimate was wrong, or another process took what was free
         return [replace(blank, provider=name, note="out of memory") for name in wanted]

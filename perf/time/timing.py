@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import os
@@ -59,25 +61,47 @@ def benched(thunks: Mapping[str, Thunk], device: torch.device, *, budget_s: floa
     can't be recorded is called by the host, and has no warm figure. Rounds time all, in rotating order, as on a CPU.
     The cache is made cold by reading: what is written would still be on its way to memory in the next call's time.
     """
-    with torch.cuda.device(device):
-        stream, filler = torch.cuda.Stream(), torch.zeros(FILLER_BYTES // 8, dtype=torch.int64, device=device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            singles = {name: recorded(thunk, stream) for name, thunk in thunks.items()}
-            calls = {name: thunks[name] if single is None else single for name, single in singles.items()}
-            once = {name: max(min(seconds(each)), RESOLUTION_S) for name, each in turns(calls, 2, filler).items()}
-            often = {name: min(max(1, math.ceil(WARM_S / once[name])), MOST_REPEATS) for name in calls}
-            warm = {
-                name: single if often[name] == 1 else recorded(thunks[name], stream, often[name])
-                for name, single in singles.items()
-                if single is not None
-            }
-            rounds = int(budget_s / sum(each + FILLER_S + each * often[name] for name, each in once.items()))
-            rounds = min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS)
-            cold_events = turns(calls, rounds, filler)
-            warm_events = turns({name: call for name, call in warm.items() if call is not None}, rounds, None)
-            cold = {name: seconds(each) for name, each in cold_events.items()}
-            return cold, {name: [s / often[name] for s in seconds(each)] for name, each in warm_events.items()}
+    stream = side_stream(device)
+    with torch.cuda.device(device), on_side_stream(device):
+        filler = torch.zeros(FILLER_BYTES // 8, dtype=torch.int64, device=device)
+        singles = {name: recorded(thunk, stream) for name, thunk in thunks.items()}
+        calls = {name: thunks[name] if single is None else single for name, single in singles.items()}
+        once = {name: max(min(seconds(each)), RESOLUTION_S) for name, each in turns(calls, 2, filler).items()}
+        often = {name: min(max(1, math.ceil(WARM_S / once[name])), MOST_REPEATS) for name in calls}
+        warm = {
+            name: single if often[name] == 1 else recorded(thunks[name], stream, often[name])
+            for name, single in singles.items()
+            if single is not None
+        }
+        rounds = int(budget_s / sum(each + FILLER_S + each * often[name] for name, each in once.items()))
+        rounds = min(max(rounds, FEWEST_ROUNDS), MOST_ROUNDS)
+        cold_events = turns(calls, rounds, filler)
+        warm_events = turns({name: call for name, call in warm.items() if call is not None}, rounds, None)
+        cold = {name: seconds(each) for name, each in cold_events.items()}
+        return cold, {name: [s / often[name] for s in seconds(each)] for name, each in warm_events.items()}
+
+
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that graphs are recorded on, of a GPU."""
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def on_side_stream(device: torch.device) -> Iterator[None]:
+    """In here a GPU's work goes to the stream that graphs are recorded on; on a CPU nothing changes.
+
+    All that a recorded call differentiates has to be made here: autograd waits for the stream on which a tensor that
+    wants a gradient was first used, and a recorded stream can't wait for one that is not recorded.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    stream = side_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
 
 
 def recorded(thunk: Thunk, stream: torch.cuda.Stream, repeats: int = 1) -> Callable[[], object] | None:

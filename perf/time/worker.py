@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -28,7 +29,6 @@ from perf.time import provenance
 from perf.time.measure import Machine
 from perf.time.steps import Step
 
-STARTS_S = 120.0  # most that a process may take to import what it needs
 ENDS_S = 10.0
 
 
@@ -42,11 +42,11 @@ class Worker:
     def __init__(self, steps: str, device: str, environment: Mapping[str, str], prefix: Sequence[str] = ()) -> None:
         command = [*prefix, sys.executable, "-m", "perf.time.worker", "--steps", steps, "--device", device]
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=dict(environment), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+            command, cwd=ROOT, env=dict(environment), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            start_new_session=True,  # so that Ctrl-C is the asking side's, and that what it starts ends with it
+        )  # fmt: skip
         self.lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
-        self.is_new = True
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -56,8 +56,7 @@ class Worker:
 
     def ask(self, step: Step, limit_s: float) -> Iterator[Row]:
         """The rows of a step, as they come. Raises `Lost` where the process dies or takes longer than the limit."""
-        until = time.monotonic() + limit_s + (STARTS_S if self.is_new else 0.0)
-        self.is_new = False
+        until = time.monotonic() + limit_s
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(step.name + "\n")
@@ -80,11 +79,15 @@ class Worker:
             else:
                 return
 
-    def end(self) -> str:
-        """Let it end by itself; how it ended, empty if well."""
+    def dismiss(self) -> None:
+        """Ask for nothing more."""
         with contextlib.suppress(OSError):
             assert self.process.stdin is not None
             self.process.stdin.close()
+
+    def end(self) -> str:
+        """Let it end by itself; how it ended, empty if well."""
+        self.dismiss()
         try:
             code = self.process.wait(ENDS_S)
         except subprocess.TimeoutExpired:
@@ -93,8 +96,9 @@ class Worker:
         return f"exit code {code}" if code else ""
 
     def kill(self) -> None:
-        """End it now."""
-        self.process.kill()
+        """End it now, and what it has started."""
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 

@@ -66,7 +66,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         op.register_decompositions()
     kernels: list[str] = []
     monkeypatch.setattr(op_module, "graph_support", lambda x: Support.yes("a test says so"))
-    monkeypatch.setattr(graph, "device_target", lambda device: TARGETS["sm_90"])
+    monkeypatch.setattr(graph, "device_target", lambda device: TARGETS["h100"])
     monkeypatch.setattr(graph, "_launch", lambda kernel, planned, tensors: kernels.append(planned.kernel))
     torch.compiler.reset()
     yield kernels

@@ -17,15 +17,12 @@ from torch import Tensor, nn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import kernels
-import transformers as hf
-from kernels._rust import Metadata
-from transformers import activations
-from transformers.models.gemma.modeling_gemma import GemmaMLP
-
 import triton_gelu
 from perf.accuracy.truth import gelu as true_gelu
 from triton_gelu import hub_layers
+
+kernels, hf = (pytest.importorskip(name) for name in ("kernels", "transformers"))
+activations, gemma = hf.activations, hf.models.gemma.modeling_gemma
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKEND = "cuda" if torch.version.cuda else "rocm" if torch.version.hip else "cpu"
@@ -37,7 +34,7 @@ NAMED: dict[str, tuple[type[nn.Module], str]] = {  # layers: what transformers h
     "NewGELU": (activations.NewGELUActivation, "tanh"),
     "FastGELU": (activations.FastGELUActivation, "tanh"),
     "QuickGELU": (activations.QuickGELUActivation, "sigmoid"),
-    "GeGLUMLP": (GemmaMLP, "tanh"),
+    "GeGLUMLP": (gemma.GemmaMLP, "tanh"),
 }
 
 
@@ -70,16 +67,18 @@ def gpt2() -> nn.Module:
     return hf.GPT2Model(hf.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=50, use_cache=False, **still))
 
 
-def gemma() -> nn.Module:
+def gemma_model() -> nn.Module:
     rest = {"head_dim": 16, "num_key_value_heads": 1, "use_cache": False, "hidden_act": "gelu_pytorch_tanh"}
     return hf.GemmaModel(hf.GemmaConfig(**SIZE, **rest))
 
 
-MODELS = {"GeLU": bert, "NewGELU": gpt2, "GeGLUMLP": gemma}
+MODELS = {"GeLU": bert, "NewGELU": gpt2, "GeGLUMLP": gemma_model}
 
 
 def test_each_variant_says_what_it_is(repository: Path) -> None:
-    read = {path.parent.name: Metadata.read_from_file(path) for path in repository.glob("build/*/metadata.json")}
+    read = {
+        path.parent.name: kernels.Metadata.read_from_file(path) for path in repository.glob("build/*/metadata.json")
+    }
     assert set(read) == {"torch-cpu", "torch-cuda", "torch-rocm"}
     assert len({each.id for each in read.values()}) == len(read)
     for variant, each in read.items():
@@ -119,7 +118,7 @@ def test_an_older_version_of_kernels_finds_the_same_package(repository: Path) ->
 
 def test_the_layers_are_those_that_transformers_asks_for() -> None:
     assert set(NAMED) == set(hub_layers.__all__)
-    classes = {cls.__name__: formula for cls, formula in NAMED.values() if cls is not GemmaMLP}
+    classes = {cls.__name__: formula for cls, formula in NAMED.values() if cls is not gemma.GemmaMLP}
     assert classes == hub_layers.FORMULAS
 
 
@@ -162,13 +161,13 @@ def test_a_gated_mlp_takes_its_formula_from_its_activation_and_leaves_others_alo
     x = torch.randn(4, 8, device=device)
     for activation in ("gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast", "quick_gelu", "silu", "relu"):
         config.hidden_act = activation
-        mlp = GemmaMLP(config).to(device)
+        mlp = gemma.GemmaMLP(config).to(device)
         y = hub_layers.GeGLUMLP.forward(mlp, x)
         torch.testing.assert_close(y, mlp(x), rtol=1e-3, atol=1e-5)
         is_gelu = "gelu" in activation
         assert (hub_layers.formula_of(mlp.act_fn) is not None) == is_gelu
     seen: list[Tensor] = []
-    watched = GemmaMLP(config.__class__(hidden_size=8, intermediate_size=16, hidden_act="gelu")).to(device)
+    watched = gemma.GemmaMLP(config.__class__(hidden_size=8, intermediate_size=16, hidden_act="gelu")).to(device)
     watched.act_fn.register_forward_hook(lambda module, args, y: seen.append(y))
     hub_layers.GeGLUMLP.forward(watched, x)
     assert len(seen) == 1

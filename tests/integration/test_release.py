@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import triton_gelu
+
+yaml = pytest.importorskip("yaml")
 
 ROOT = Path(__file__).resolve().parents[2]
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
 FORMS = sorted(path for path in (GITHUB / "ISSUE_TEMPLATE").glob("*.yml") if path.stem != "config")
-LONG = ("make test", "make test-all", "make matrix")  # what runs these tests; here make is only asked what it would do
+LONG = ("make test", "make matrix")  # what runs these tests; here make is only asked what it would do
 HERE = ["-o", ".venv/torch", "-o", ".venv/dev", f"BIN={Path(sys.executable).parent}"]  # the environment of this process
 
 
@@ -56,8 +57,9 @@ def test_a_workflow_runs_make_and_nothing_else(path: Path) -> None:
     known = set(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split())
     assert steps(path)
     for command in steps(path):
-        assert command.split()[0] == "make"
-        assert command.split()[1] in known
+        program, *words = command.split()
+        assert program == "make"
+        assert {word for word in words if "=" not in word} <= known
     for job in read(path)["jobs"].values():
         pythons = {
             str(step["with"]["python-version"]) for step in job["steps"] if "setup-python" in step.get("uses", "")
@@ -66,8 +68,8 @@ def test_a_workflow_runs_make_and_nothing_else(path: Path) -> None:
 
 
 def test_the_workflows_run_the_tests_that_have_to_pass_before_a_change_lands() -> None:
-    (line,) = re.findall(r"^make (.*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert {f"make {target}" for target in line.split()} <= set(COMMANDS)
+    (line,) = re.findall(r"^make .*$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert line in COMMANDS
 
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith(LONG)])
@@ -94,8 +96,11 @@ def test_an_index_takes_the_wheel_and_the_source_distribution(tmp_path: Path) ->
         inside = {Path(name).parts[1] for name in archive.getnames()}
         metadata = archive.extractfile(f"triton_gelu-{triton_gelu.__version__}/PKG-INFO")
         assert metadata is not None
-        assert "Requires-Python: >=3.10" in metadata.read().decode()
-    assert inside >= {"triton_gelu", "tests", "perf", "docs", "examples", "hub", "notebooks", "CITATION.cff", "LICENSE"}
+        text = metadata.read().decode()
+    assert {"Metadata-Version: 2.4", "Requires-Python: >=3.10", "License-Expression: Apache-2.0"} <= set(
+        text.splitlines()
+    )
+    assert inside >= {"triton_gelu", "tests", "perf", "docs", "examples", "hub", "notebooks", ".github", "CITATION.cff"}
 
 
 def test_the_version_is_the_same_wherever_it_is_said() -> None:

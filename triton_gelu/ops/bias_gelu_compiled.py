@@ -45,9 +45,9 @@ def gradients(
         dy, x, dim = dy.view(-1, shape[-1]), x.view(-1, shape[-1]), 1
     u = vectors.add(x, added, dim)
     slope = compiled.slope(u, approximate, x.dtype) if alone else compiled.short_slope(u, approximate)
-    dx = (dy.to(u.dtype) * slope).to(x.dtype)
-    if origin is not None and not origin.shared:
-        dx = dx.as_strided(dx.shape, dx.stride())
+    dx = (slope * dy.to(u.dtype)).to(x.dtype)  # in this order, to lie as x does
+    if origin is not None and not origin.shared and dx.stride() == x.stride():
+        dx = dx.as_strided(dx.shape, dx.stride())  # stored now, as it will be for a product: no wider number is
     dbias = None if bias is None else vectors.total(dx, bias, dim, u.dtype)
     return dx.view(shape), dbias
 

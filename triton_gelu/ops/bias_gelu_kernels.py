@@ -130,12 +130,11 @@ def backward_of_part(
 
 @triton.jit
 def terms(du, ALONG_ROWS: tl.constexpr, ALIGN: tl.constexpr, BITS: tl.constexpr):
-    """What is added up of a part, tile by tile: `du`, or where a row has one sum, what a thread has of it in a piece."""
+    """What is added up of a part, tile by tile: du, or where a row has one sum, what a thread has of it in a piece."""
     if ALONG_ROWS:
         PIECE: tl.constexpr = min(ALIGN, 128 // BITS)
-        return tl.sum(tl.reshape(du, (du.shape[0], du.shape[1] // PIECE, PIECE)), 2)
-    else:
-        return du
+        du = tl.sum(tl.reshape(du, (du.shape[0], du.shape[1] // PIECE, PIECE)), 2)
+    return du
 
 
 @triton.jit(do_not_specialize=BACKWARD_INTEGERS)
@@ -208,7 +207,7 @@ def bias_gelu_backward(
         ddx_tile = corner(ddx_ptr, b, top, left, ddx_batch, ddx_row, ALIGN)
         ddy_tile = corner(ddy_ptr, b, top, left, dx_batch, dx_row, ALIGN)
         counter = counter_at(seed, b, top, left, counter_batch, counter_row, DTYPE, INT64_COUNTER)
-        for step in range(0, whole):  # whole tiles need no mask
+        for step in range(whole):  # whole tiles need no mask
             xs = ()
             dys = ()
             for i in tl.static_range(FIRST, FIRST + ORDER * UNROLL, ORDER):  # before any is waited for

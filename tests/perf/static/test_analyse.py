@@ -163,14 +163,14 @@ ROUNDED = 0.005  # goals of headroom have two digits
 
 
 def missed(rows: Iterable[Row]) -> list[str]:
-    """The goals that rows miss, in words; of AMD, whose figures are derived, bytes in flight alone."""
+    """The goals that rows miss, in words."""
     found = []
     for row in rows:
         assert row.value is not None
         case, least = WITH_GOALS.get((row.case, row.shape, row.approximate, row.direction)), 0.0
         if row.metric in (metrics.IN_FLIGHT, metrics.AVERAGE_IN_FLIGHT):
             least = float(row.note.partition(" ")[0])
-        elif row.metric == metrics.SMALL_PROGRAMS and row.device != "mi300x":
+        elif row.metric == metrics.SMALL_PROGRAMS:
             least = goals.LEAST_PROGRAMS
         elif row.metric == metrics.HEADROOM and case is not None:
             least = (goals.goal(gpus.GPUS[row.device], case).headroom or 0.0) - ROUNDED

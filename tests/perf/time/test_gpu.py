@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,12 @@ from steps_that_break import all_steps as steps_that_break
 
 from perf import __main__ as command_line
 from perf.operators import OPERATORS, Operator
-from perf.rows import CPU_BACKEND, KERNEL_BACKEND, THROUGHPUT, TIME, Row, latest_rows, read_rows
+from perf.rows import CPU_BACKEND, KERNEL_BACKEND, RATIO, THROUGHPUT, TIME, Row, latest_rows, read_rows
 from perf.show import report
 from perf.time import correct, gpu, measure, steps
 from perf.time.steps import Step, all_steps
 from perf.time.worker import Lost, Worker
+from triton_gelu.core import in_flight
 
 pytestmark = pytest.mark.kernels
 TESTS = Path(__file__).parents[1]
@@ -63,6 +63,9 @@ class FakeWorker:
                 raise Lost("its process ended: exit code -11")
             yield replace(steps.unanswered(wanted, HERE, "skipped", ""), status="ok", value=0.5)
 
+    def dismiss(self) -> None:
+        self.ended = True
+
     def end(self) -> str:
         self.ended = True
         return ""
@@ -95,10 +98,13 @@ def test_what_is_worth_most_comes_first_and_every_operator_dtype_formula_and_lay
         position(names, lambda name: name.startswith("gelu, bfloat16")),
         position(names, lambda name: "width 4096" in name),
         position(names, lambda name: "smallest" in name),
+        position(names, lambda name: name.startswith("gelu, float32")),
+        position(names, lambda name: "errors" in name),
         position(names, lambda name: "torch.compile" in name),
         position(names, lambda name: "2^28" in name),
+        position(names, lambda name: "textbook" in name),
         position(names, lambda name: "host" in name),
-        position(names, lambda name: "errors" in name),
+        position(names, lambda name: "fc1" in name),
         position(names, lambda name: "encoder" in name),
         names.index("tests"),
     ]
@@ -110,7 +116,6 @@ def test_what_is_worth_most_comes_first_and_every_operator_dtype_formula_and_lay
 def test_a_plan_is_asked_for_by_a_variable_in_a_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps.library, "plans_can_be_asked_for", lambda: True)
     monkeypatch.setattr(steps, "PLANS", ("forward.wide", "backward.deep"))
     mine = [step for step in all_steps() if "plan forward.wide" in step.name]
     assert {way for step in mine for *_, way, _, _ in step.answers} == {"forward"}
@@ -210,7 +215,9 @@ def test_its_rows_are_shown_in_a_report_and_in_the_documents(tmp_path: Path, mon
         for row in read_rows(output)
         if row.kind != "accuracy"
     ]
-    speeds = [replace(row, metric=THROUGHPUT, unit="GB/s") for row in labelled if row.metric == TIME]
+    times = [row for row in labelled if row.metric == TIME]
+    speeds = [replace(row, metric=THROUGHPUT, unit="GB/s") for row in times]
+    speeds += [replace(row, metric=RATIO.format("eager"), unit="1") for row in times if row.provider == "triton_gelu"]
     output.unlink()
     for row in [*labelled, *speeds]:
         gpu.append_row(output, row)
@@ -223,25 +230,27 @@ def test_its_rows_are_shown_in_a_report_and_in_the_documents(tmp_path: Path, mon
     assert "#### tanh, bfloat16, forward, the host's time of a call" in text
     readme = pytest.importorskip("perf.show.readme")
     monkeypatch.setattr(readme, "DATA", tmp_path)
-    assert "**Measured on a GPU**, NVIDIA H100 80GB HBM3" in "\n".join(readme.gpu())
+    shown = list(readme.gpu())
+    assert shown[0].startswith("**Measured on a GPU**, NVIDIA H100 80GB HBM3")
+    assert "| 16384 x 4096, bfloat16, tanh, no bias | 0.50 |  |  |  | 0.50 |  |" in shown
+    assert not [line for line in shown if line.startswith("| ,")]
 
 
-@pytest.mark.parametrize("layout", ["a Linear's output", "a permuted tensor"])
-def test_every_operator_is_held_against_float64_and_a_planted_error_is_found(
-    layout: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, operator in OPERATORS.items():
-        if layout in correct.layouts(operator):
-            for dtype in steps.dtypes():
-                (row,) = correct.rows(name, [layout], dtype, "tanh", HERE)
-                assert (row.status, row.kind) == ("ok", "checked"), row.note
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_is_held_against_float64(name: str) -> None:
+    layout, *_ = correct.layouts(OPERATORS[name])
+    for dtype, formula in ((steps.BF16, "tanh"), ("float32", "none")):
+        (row,) = correct.rows(name, [layout], dtype, formula, HERE)
+        assert (row.status, row.kind) == ("ok", "checked"), row.note
 
+
+def test_a_planted_error_of_an_operator_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*tensors: torch.Tensor, **options: object) -> torch.Tensor:
         y: torch.Tensor = OPERATORS["gelu"].call(*tensors, **options)
         return y if y.dtype == torch.float64 else torch.cat([y.flatten()[1:], y.flatten()[:1]]).view(y.shape)
 
     monkeypatch.setattr(correct, "OPERATORS", {"wrong": Operator(wrong)})
-    (row,) = correct.rows("wrong", [layout], "bfloat16", "tanh", HERE)
+    (row,) = correct.rows("wrong", ["a permuted tensor"], "bfloat16", "tanh", HERE)
     assert row.status == "failed"
     assert "times what is allowed" in row.note
 
@@ -256,15 +265,20 @@ def test_the_backward_pass_is_measured_alone_and_its_gradients_are_checked(dtype
     assert row.note.startswith("dx is wrong")
 
 
-def test_a_worker_survives_what_raises_and_is_replaced_where_it_dies(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
-
-    def start(step: Step) -> Worker:
-        return Worker("steps_that_break:all_steps", "cpu", {**environment, **dict(step.environment)})
-
-    output = tmp_path / "rows.jsonl"
-    work = gpu.Shift(HERE, output, time.monotonic() + 500, start)
-    assert work.work(steps_that_break())
+def test_a_process_survives_what_raises_and_is_replaced_where_it_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The whole command, in real processes, as on a GPU; but it is a CPU, with steps that break."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *filter(None, sys.path)]))
+    monkeypatch.setattr(gpu, "gpu_here", lambda: HERE.device)
+    monkeypatch.setattr(gpu, "STEPS", "steps_that_break:all_steps")
+    monkeypatch.setattr(gpu, "all_steps", lambda sanitize: steps_that_break())
+    monkeypatch.setattr(gpu.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(report, "cannot_draw", lambda: "nothing to draw with")
+    assert command_line.main(["gpu", "--output", f"{tmp_path}/made", "--minutes", "20"]) == 1
+    (output,) = (tmp_path / "made").glob("gpu-*.jsonl")
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {output.name, output.with_suffix(".md").name}
     rows = {row.provider: row for row in read_rows(output)}
     assert [rows[name].status for name in ("first", "raises", "dies", "last", "elsewhere")] == [
         "ok", "failed", "failed", "ok", "ok",
@@ -272,10 +286,13 @@ def test_a_worker_survives_what_raises_and_is_replaced_where_it_dies(tmp_path: P
     assert rows["raises"].note == "RuntimeError: no such kernel"
     assert rows["dies"].note == "its process ended: exit code 3"
     assert rows["elsewhere"].note == "plan 2"
+    said = capfd.readouterr()
+    assert said.out.splitlines()[-1] == f"Send back {output}: CONTRIBUTING.md tells how."
+    assert "failed:  small, float32, tanh, forward, raises: RuntimeError: no such kernel" in said.out
+    assert "what a step prints is no answer" in said.err
 
 
-def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perf.time.worker.STARTS_S", 0.0)
+def test_a_worker_that_hangs_is_ended() -> None:
     worker = Worker("steps_that_break:all_steps", "cpu", {**os.environ, "PYTHONPATH": str(TESTS)})
     with pytest.raises(Lost, match="it was not done after 0 s"):
         list(worker.ask(steps_that_break()[0], 0.0))
@@ -325,3 +342,24 @@ def test_a_sanitizer_that_objects_makes_rows_fail(tmp_path: Path, monkeypatch: p
     rows = read_rows(tmp_path / "rows.jsonl")
     assert {(row.status, row.note) for row in rows} == {("failed", "compute-sanitizer: exit code 9")}
     assert len(rows) == len(watched[0].answers)
+
+
+def test_textbook_kernels_are_timed_where_they_are_counted() -> None:
+    case = measure.Case("width 64", (5, 64), dtype=steps.BF16, approximate="sigmoid")
+    inputs = case.inputs(HERE.device)
+    calls = steps.comparisons.forward_calls(case)
+    assert set(calls) == set(steps.comparisons.rivals(case))
+    expected = measure.check.expected(case, inputs)
+    for call in calls.values():
+        assert measure.check.objection(case, call(inputs.x, inputs.bias), expected) == ""
+
+
+def test_what_nobody_tells_of_a_clock_is_said() -> None:
+    (row,) = steps.clock("at the beginning").rows(HERE)
+    assert (row.status, row.note) == ("skipped", "nvidia-smi does not tell")
+
+
+def test_plans_that_are_compared_can_be_asked_for() -> None:
+    for plan in steps.PLANS:
+        kind, _, _ = plan.partition(".")
+        assert in_flight.parse(plan)[kind], plan

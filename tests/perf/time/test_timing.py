@@ -70,12 +70,13 @@ class FakeGpu:
 
         stream = SimpleNamespace(wait_stream=lambda other: None)
         for name, value in {
-            "Event": Event, "CUDAGraph": Graph, "graph": recorded, "Stream": lambda: stream,
-            "current_stream": lambda: stream, "stream": contextlib.nullcontext, "device": contextlib.nullcontext,
+            "Event": Event, "CUDAGraph": Graph, "graph": recorded, "Stream": lambda device: stream,
+            "current_stream": lambda device: stream, "stream": contextlib.nullcontext, "device": contextlib.nullcontext,
             "synchronize": lambda: None,
         }.items():  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(timing, "FILLER_BYTES", 64)
+        timing.side_stream.cache_clear()
 
     def kernel(self, name: str, took: float) -> Thunk:
         def call() -> torch.Tensor:
