@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_gelu.core.dropout import rate, weight
+from triton_gelu.core.dropout import by_element, rate, weight
 from triton_gelu.core.matrices import Ints, rows_in_memory
 from triton_gelu.core.philox import ROUNDS, philox, words_of
 from triton_gelu.core.philox_device import dropout_weight
@@ -94,7 +94,9 @@ LAYOUTS = {  # shape, dim, strides
 def test_an_element_is_kept_or_dropped_by_its_place_in_memory(layout: str, itemsize: int) -> None:
     shape, dim, strides = LAYOUTS[layout]
     for p in (0.1, 0.5):
-        w = weight(torch.tensor(SEEDS[-1]), shape, dim, strides, rate(p, itemsize), torch.float64)
+        asked = torch.tensor(SEEDS[-1]), shape, dim, strides, rate(p, itemsize), torch.float64
+        w = weight(*asked)
+        assert torch.equal(w, weight(*asked, by_element))
         assert torch.equal(w, expected_weight(SEEDS[-1], shape, dim, strides, p, itemsize))
 
 

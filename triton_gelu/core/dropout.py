@@ -94,19 +94,44 @@ def split_counted(matrices: Matrices, rate: Rate) -> tuple[Matrices, Drops]:
     return replace(matrices, strides=tuple(strides)), drops
 
 
+def by_counter(seed: Tensor, rows: int, columns: int, rate: Rate) -> Tensor:
+    """The bits of each element, as numbers."""
+    counters = cdiv(columns, rate.per_counter)
+    number = torch.arange(rows * counters, device=seed.device)
+    words = philox(words_of(seed), (*words_of(number), 0, 0))
+    if rate.bits == 16:
+        words = tuple([half for word in words for half in (word & 0xFFFF, word >> 16)])
+    return torch.stack(words, -1).reshape(rows, counters * rate.per_counter)[:, :columns]
+
+
+def by_element(seed: Tensor, rows: int, columns: int, rate: Rate) -> Tensor:
+    """The same, in operations on single elements: compilers for GPUs make one kernel of them and of what is beside."""
+    row, column = torch.arange(rows, device=seed.device)[:, None], torch.arange(columns, device=seed.device)
+    number = row * cdiv(columns, rate.per_counter) + column // rate.per_counter
+    a, b, c, d = philox(words_of(seed), (*words_of(number), 0, 0))
+    place = column % rate.per_counter
+    of_word = place * rate.bits // 32
+    word = torch.where(of_word < 2, torch.where(of_word < 1, a, b), torch.where(of_word < 3, c, d))
+    return word if rate.bits == 32 else (word >> place % 2 * 16) & 0xFFFF
+
+
+Bits = Callable[[Tensor, int, int, Rate], Tensor]
+
+
 def weight(
-    seed: Tensor, shape: Sequence[int], dim: int, strides: Sequence[int], rate: Rate, dtype: torch.dtype
+    seed: Tensor,
+    shape: Sequence[int],
+    dim: int,
+    strides: Sequence[int],
+    rate: Rate,
+    dtype: torch.dtype,
+    bits: Bits = by_counter,
 ) -> Tensor:
     """w, for a dense result of this shape whose memory lies as `strides` say. Each of its rows begins a counter."""
     outer, row = rows_in_memory(shape, dim, strides)
     sizes = [shape[d] for d in (*outer, *row)]
     rows, columns = math.prod(sizes[: len(outer)]), math.prod(sizes[len(outer) :])
-    counters = cdiv(columns, rate.per_counter)
-    number = torch.arange(rows * counters, device=seed.device)
-    bits = philox(words_of(seed), (*words_of(number), 0, 0))
-    if rate.bits == 16:
-        bits = tuple([half for word in bits for half in (word & 0xFFFF, word >> 16)])
-    kept = torch.stack(bits, -1).reshape(rows, counters * rate.per_counter)[:, :columns] < rate.threshold
+    kept = bits(seed, rows, columns, rate) < rate.threshold
     in_memory = (kept.to(dtype) * rate.scale).reshape(sizes)
     place = {d: i for i, d in enumerate((*outer, *row))}
     return in_memory.permute([place[d] for d in sorted(place)]).reshape(shape)
@@ -126,6 +151,7 @@ class DropoutOp(Op):
             check=lambda x, *options: (*op.check_options(x, *options[:-1]), check_dropout_p(options[-1])),
             plain=followed(op, op.plain),
             kernels=dropping(op),
+            graph=followed(op, op.graph or op.plain, compiled=True),
         )
 
     def draw_seed(self, x: Any) -> Tensor | None:
@@ -152,8 +178,11 @@ class DropoutOp(Op):
         return self.call(*others[:count], seed, *others[count:], dropout_p)
 
 
-def followed(op: Op, of: Backend) -> Backend:
-    """A backend of the operator, followed by dropout: its result times w, and its gradients of dy times w."""
+def followed(op: Op, of: Backend, *, compiled: bool = False) -> Backend:
+    """A backend of the operator, followed by dropout: its result times w, and its gradients of dy times w.
+
+    For a compiler its result is rounded before: compilers leave that out, and formulas for fewer digits are shorter.
+    """
     count, result = len(op.inputs), op.levels[FORWARD].results[0].kind
 
     def parts(given: Sequence[Any]) -> tuple[tuple[Any, ...], Tensor]:
@@ -161,11 +190,12 @@ def followed(op: Op, of: Backend) -> Backend:
         (x, *others), seed, options, dropout_p = given[:count], given[count], given[count + 1 : -1], given[-1]
         dim, wide = op.dim(*options), torch.promote_types(x.dtype, torch.float32)
         shape, strides = result.shape(x.shape, dim), strides_of(result, op.inputs[0].kind, x, dim)
-        return (x, *others, *options), weight(seed, shape, dim, strides, rate(dropout_p, x.itemsize), wide)
+        bits = by_element if compiled else by_counter
+        return (x, *others, *options), weight(seed, shape, dim, strides, rate(dropout_p, x.itemsize), wide, bits)
 
     def forward(*given: Any) -> Tensor:
         (x, *others), w = parts(given)
-        return (of.forward(x.to(w.dtype), *others) * w).to(x.dtype)
+        return (of.forward(x if compiled else x.to(w.dtype), *others) * w).to(x.dtype)
 
     def backward(dy: Tensor, *given: Any) -> Tensors:
         inner, w = parts(given[:-1])
