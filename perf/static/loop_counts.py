@@ -34,7 +34,7 @@ def forward(of: SimpleNamespace, program: Program) -> Trips:
     batch, row_tile = divmod(number, of.row_tiles) if of.BATCHED else (0, number)
     rows = of.rows if batch < of.batch else 0
     is_whole = (row_tile + 1) * of.BLOCK_ROWS <= rows and (program[0] + 1) * of.BLOCK_COLS <= of.cols * of.ALIGN
-    return Trips(masked=not is_whole, loads=tiles(of, of.x_ptr))
+    return Trips(masked=not is_whole, loads=tiles(of, *factors(of, of.x_ptr, of.other_ptr)))
 
 
 def backward(of: SimpleNamespace, program: Program) -> Trips:
@@ -46,9 +46,14 @@ def backward(of: SimpleNamespace, program: Program) -> Trips:
     left = length - segment * of.program_steps * step
     steps = max(min(of.program_steps * of.UNROLL, cdiv(left, block)), 0)
     whole = max(min(of.program_steps, left // step), 0) if (program[0] + 1) * tile <= width else 0
-    loads = tiles(of, of.dy_ptr, of.x_ptr, of.ddx_ptr)
+    loads = tiles(of, of.dy_ptr, *factors(of, of.x_ptr, of.other_ptr), *factors(of, of.ddx_ptr, of.ddother_ptr))
     loops = Planned(whole, loads=of.UNROLL * loads), Planned(steps - whole * of.UNROLL, loads=loads)
     return Trips((Planned(batches(of, group), loops),))
+
+
+def factors(of: SimpleNamespace, x: Tensor | None, other: Tensor | None) -> tuple[Tensor | None, ...]:
+    """A tensor and the other one that its value is multiplied by: itself where those are its halves."""
+    return x, x if of.GATED in ("first", "second") else other
 
 
 def transpose(of: SimpleNamespace, program: Program) -> Trips:

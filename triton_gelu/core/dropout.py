@@ -63,35 +63,46 @@ def rate(dropout_p: float, itemsize: int) -> Rate:
 
 @dataclass(frozen=True)
 class Drops:
-    """What kernels are told of dropout: from one batch and one row to the next so many counters, and the rate."""
+    """What kernels are told of dropout: so many counters from one batch and one row to the next, and the rate."""
 
-    counter_batch: int
-    counter_row: int
-    rate: Rate
-    wide: bool
+    counter_batch: int = 0
+    counter_row: int = 0
+    rate: Rate | None = None
+    wide: bool = False
 
     @property
     def integers(self) -> Ints:
-        """At run time, so that no other probability compiles a kernel."""
+        """At run time, so that another probability compiles no kernel."""
+        if self.rate is None:
+            return ()
         (scale,) = struct.unpack("i", struct.pack("f", self.rate.scale))
         return self.counter_batch, self.counter_row, self.rate.last, scale
 
-
-NOT_DROPPED = tuple([(name, None) for name in ("counter_batch", "counter_row", "last", "scale")])
-"""In the place of those integers."""
-
-
-def counted(shape: Sequence[int], dim: int, strides: Sequence[int], rate: Rate) -> Ints:
-    """The strides by which counters are numbered, in elements, of a dense result that lies as `strides` say."""
-    return strides_of_padded_rows(shape, dim, strides, rate.per_counter)
+    @property
+    def constants(self) -> tuple[tuple[str, object], ...]:
+        """The others, in the order of the kernels' arguments."""
+        absent = ("counter_batch", "counter_row", "last", "scale") if self.rate is None else ()
+        return *((name, None) for name in absent), ("INT64_COUNTER", self.wide)
 
 
-def split_counted(matrices: Matrices, rate: Rate) -> tuple[Matrices, Drops]:
-    """Matrices whose last strides are `counted`, without those, and what kernels are told."""
+NOTHING_DROPPED = Drops()
+
+
+def numbered(shape: Sequence[int], dim: int, strides: Sequence[int], dropout_p: float, itemsize: int) -> list[Ints]:
+    """The strides by which elements are numbered of a dense result that lies as `strides` say; none without dropout."""
+    if not dropout_p:
+        return []
+    return [strides_of_padded_rows(shape, dim, strides, rate(dropout_p, itemsize).per_counter)]
+
+
+def split_numbered(matrices: Matrices, dropout_p: float, itemsize: int) -> tuple[Matrices, Drops]:
+    """Matrices without the last of their strides, which are `numbered`, and what follows from those."""
+    if not dropout_p:
+        return matrices, NOTHING_DROPPED
     *strides, (batch, row) = matrices.strides
-    counters = batch * matrices.batch + row * matrices.rows + matrices.cols  # at least
-    drops = Drops(batch // rate.per_counter, row // rate.per_counter, rate, counters >= 2**31 * rate.per_counter)
-    return replace(matrices, strides=tuple(strides)), drops
+    how = rate(dropout_p, itemsize)
+    wide = batch * matrices.batch + row * matrices.rows + matrices.cols >= 2**31 * how.per_counter
+    return replace(matrices, strides=tuple(strides)), Drops(batch // how.per_counter, row // how.per_counter, how, wide)
 
 
 def by_counter(seed: Tensor, rows: int, columns: int, rate: Rate) -> Tensor:

@@ -71,9 +71,11 @@ def record(level: Level, planner: Planner, kernels: Any, dim: int, given: Sequen
         operands = [None if name is None else tensors.get(name) for name in step.tensors]
         _launch(getattr(kernels, step.launch.kernel), step.launch, operands)
     if plan.partials is not None:
-        like = results[plan.partials.result]
-        assert like is not None
-        results[plan.partials.result] = tensors[PARTIALS].sum(0).to(like.dtype)
+        several = tensors[PARTIALS].chunk(len(plan.partials.results), 1)
+        for name, partials in zip(plan.partials.results, several, strict=True):
+            like = results[name]
+            assert like is not None
+            results[name] = partials.sum(0).to(like.dtype)
     return tuple(results.values())
 
 

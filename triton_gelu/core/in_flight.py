@@ -66,25 +66,26 @@ class InFlight:
         return REGISTER_FILE // (32 * self.warps * self.registers) if self.registers else PROGRAMS_PER_PROCESSOR
 
 
-def forward(target: Target, align: int) -> InFlight:
-    """For y = gelu(x + bias)."""
+def forward(target: Target, align: int, *, gated: bool = False) -> InFlight:
+    """For y = gelu(x + bias); `gated`: multiplied by something of its size."""
     if not target.ptx:
         chosen = InFlight(target.unroll, "the compiler of this GPU asks for all that it may")
     elif align == 1:
         chosen = InFlight(target.unroll, "narrow accesses are many already, and their pairs would be tied one by one")
     else:
-        chosen = InFlight(
-            8, "8 accesses of 64 threads, tied: 96 KiB a processor and more on every NVIDIA GPU", "tied", warps=2
-        )
+        reason = "8 accesses of 64 threads, tied: 96 KiB a processor and more on every NVIDIA GPU"
+        chosen = InFlight(4 if gated else 8, reason, "tied", warps=2)
     return _overridden(chosen, "forward", target)
 
 
-def backward(target: Target, align: int, axis: str, formula: str, *, double: bool) -> InFlight:
+def backward(target: Target, align: int, axis: str, formula: str, *, double: bool, gated: bool = False) -> InFlight:
     """For dx and the sum of it, whose bias lies along `axis`; `double`: for the second backward pass."""
     if not target.ptx:
         return _overridden(InFlight(1, "the compiler of this GPU asks for all that it may"), "backward", target)
     if double:
-        return InFlight(1, "four tensors are asked for at once")
+        return InFlight(1, "four tensors are asked for at once", registers=128 if gated else None)
+    if gated:
+        return _overridden(_gated_backward(align), "backward", target)
     generation = int(target.architecture.removeprefix("sm_"))
     if align == 1:
         chosen = InFlight(2, "a second step's narrow accesses come before the first step is stored")
@@ -99,6 +100,13 @@ def backward(target: Target, align: int, axis: str, formula: str, *, double: boo
     else:
         chosen = InFlight(2, "two steps at once, tied, in 8 programs a processor: 64 KiB", "tied", registers=64)
     return _overridden(chosen, "backward", target)
+
+
+def _gated_backward(align: int) -> InFlight:
+    """For dx and dother of what has a factor."""
+    if align == 1:
+        return InFlight(1, "three tensors' narrow accesses are many already")
+    return InFlight(1, "three tensors at once, tied, in 5 programs a processor: 30 KiB", "tied", registers=96)
 
 
 def _overridden(chosen: InFlight, kind: str, target: Target) -> InFlight:

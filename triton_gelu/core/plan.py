@@ -60,12 +60,18 @@ class Partials:
     """Sums in fp32 that a step leaves behind, [rows, size]; their sum over the rows is a result of the operator.
 
     `reduce` is the launch that adds them up; None where there is one row, which the step then writes to the result.
+    Where the sums are those of two results, one after the other, `second` names the other one.
     """
 
     result: str
     rows: int
     size: int
     reduce: Launch | None
+    second: str | None = None
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        return (self.result,) if self.second is None else (self.result, self.second)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def source(
         names = [partials if name == PARTIALS else str(name) if name in usable else "None" for name in step.tensors]
         lines.append(f"launch_{i}(({', '.join(names)},))")
     if plan.partials is not None and plan.partials.reduce is not None:
-        lines.append(f"reduce((partials, {plan.partials.result}))")
+        lines.append(f"reduce((partials, {', '.join(plan.partials.results)}))")
     lines += [f"{result} = sum_{result}({arg})" for result, arg in plan.sums]
     lines += [f"{name}.zero_()" for name in zeros]
     given = {*made, *(result for result, _ in plan.sums)}

@@ -101,15 +101,17 @@ def partial_share(matrices: Matrices, itemsize: int) -> float:
     return SHARE
 
 
-def partial_sums(batch: int, length: int, step: int, wanted: int, itemsize: int, share: float) -> PartialSums:
+def partial_sums(
+    batch: int, length: int, step: int, wanted: int, itemsize: int, share: float, *, vectors: int = 1, tensors: int = 3
+) -> PartialSums:
     """Share out a sum over `batch` batches of an axis of `length`, `step` elements a step.
 
     `wanted` programs share it, or fewer, where writing and reading their partial sums would take more than `share` of
-    the traffic. With sizes that are symbols, the last programs may turn out to have nothing to add.
+    the traffic: partial sums of `vectors` are written and read once, in fp32, and of the `tensors` dy, x and dx each
+    element once. With sizes that are symbols, the last programs may turn out to have nothing to add.
     """
     if isinstance(batch, int) and isinstance(length, int):
-        # A partial sum is written and read once, in fp32; dy and x are read and dx is written.
-        least = math.ceil(2 * 4 / (share * 3 * itemsize))
+        least = math.ceil(vectors * 2 * 4 / (share * tensors * itemsize))
         wanted = max(min(batch * length // least, wanted), 1)
         return min(_shared_out(batch, length, step, wanted), key=lambda sums: (sums.batches * sums.steps, -sums.count))
     segments = min(wanted, cdiv(length, step)) if isinstance(length, int) else wanted

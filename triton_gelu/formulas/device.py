@@ -222,14 +222,8 @@ def gelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, F32X2
 
 
 @triton.jit
-def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexpr):
-    """gelu'(u), the first derivative: gelu'(n) if u < 0 else 1 - gelu'(n), without a choice: (u >= 0) -+ e m."""
-    n = negative(u, FORMULA, DTYPE, True, PTX)
-    if FORMULA == "none" and DTYPE != tl.float32:
-        e, m = exponential(n, FORMULA, DTYPE, False), exact_slope(n, DTYPE)
-    else:
-        e, m, g = gate(n, FORMULA, DTYPE, False, PTX, F32X2)
-        m = fma(n, g, m, False)
+def mirrored(u, e, m, PTX: tl.constexpr):
+    """gelu'(u), where e m is gelu'(n): that if u < 0, else 1 - e m, without a choice: (u >= 0) -+ e m."""
     bits = u.to(tl.int32, bitcast=True)
     if PTX:
         e = (e.to(tl.int32, bitcast=True) ^ (~bits & SIGN)).to(tl.float32, bitcast=True)
@@ -237,6 +231,31 @@ def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, F32X
     else:  # where instructions do no logic on three operands, but arithmetic on pairs
         side = (bits & SIGN | ONE_BITS).to(tl.float32, bitcast=True)
         return fma(e * neg(side), m, fma(side, 0.5, 0.5, False), False)
+
+
+@triton.jit
+def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexpr):
+    """gelu'(u), the first derivative."""
+    n = negative(u, FORMULA, DTYPE, True, PTX)
+    if FORMULA == "none" and DTYPE != tl.float32:
+        return mirrored(u, exponential(n, FORMULA, DTYPE, False), exact_slope(n, DTYPE), PTX)
+    else:
+        e, m, g = gate(n, FORMULA, DTYPE, False, PTX, F32X2)
+        return mirrored(u, e, fma(n, g, m, False), PTX)
+
+
+@triton.jit
+def gelu_and_dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexpr):
+    """gelu(u) and gelu'(u), of one gate where they have one."""
+    n = negative(u, FORMULA, DTYPE, True, PTX)
+    relu = at_least(u, 0.0, PTX)
+    if FORMULA == "none" and DTYPE != tl.float32:
+        y = fma(n, exact_gate(n, DTYPE, F32X2), relu, F32X2)
+        return y, mirrored(u, exponential(n, FORMULA, DTYPE, False), exact_slope(n, DTYPE), PTX)
+    else:
+        e, m, g = gate(n, FORMULA, DTYPE, False, PTX, F32X2)
+        y = fma(mul(n, e, F32X2), m, relu, F32X2)
+        return y, mirrored(u, e, fma(n, g, m, False), PTX)
 
 
 @triton.jit

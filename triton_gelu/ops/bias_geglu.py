@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..core import compat_triton
 from ..core.declare import HALF, VECTOR, WHOLE, Arg, Option, Tensors
-from ..core.dispatch import Backend, cpu_support
+from ..core.dispatch import Backend, Kernels, cpu_support
 from ..core.op import Op
 from ..formulas import FORMULAS
-from . import bias_gelu, gated_compiled, gated_cpu, vectors
+from . import bias_gelu, gated_compiled, gated_cpu, gated_plan, vectors
 from .bias_gelu import value
 from .bias_gelu_mul import gradients, incoming, second_gradients, to_dtype_of
 from .halves import check_activated, halves, joined
@@ -102,6 +103,12 @@ BIAS_GEGLU = Op(
     [Option("dim", "int"), Option("approximate", "str"), Option("activated", "str")],
     dim=lambda dim, approximate, activated: dim,
     check=check_options,
+    kernels=Kernels(
+        compat_triton.import_kernels(".bias_gelu_kernels", __package__),
+        gated_plan.joined_forward,
+        gated_plan.joined_backward,
+        gated_plan.joined_double_backward,
+    ),
     backends=[CPU],
     plain=Backend(bias_gelu.PLAIN.name, forward, backward, double_backward),
     graph=Backend(gated_compiled.NAME, gated_compiled.joined_forward, gated_compiled.joined_backward),

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..core import compat_triton
 from ..core.declare import VECTOR, WHOLE, Arg, Option, Tensors
-from ..core.dispatch import Backend, cpu_support
+from ..core.dispatch import Backend, Kernels, cpu_support
 from ..core.op import Op
 from ..formulas import FORMULAS
-from . import bias_gelu, gated_compiled, gated_cpu, vectors
+from . import bias_gelu, gated_compiled, gated_cpu, gated_plan, vectors
 from .bias_gelu import bend, check_options, slope, value
 
 
@@ -137,6 +138,12 @@ BIAS_GELU_MUL = Op(
     [Option("dim", "int"), Option("approximate", "str")],
     dim=lambda dim, approximate: dim,
     check=check_options,
+    kernels=Kernels(
+        compat_triton.import_kernels(".bias_gelu_kernels", __package__),
+        gated_plan.forward,
+        gated_plan.backward,
+        gated_plan.double_backward,
+    ),
     backends=[CPU],
     plain=Backend(bias_gelu.PLAIN.name, forward, backward, double_backward),
     graph=Backend(gated_compiled.NAME, gated_compiled.forward, gated_compiled.backward),
