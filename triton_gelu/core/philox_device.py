@@ -11,6 +11,9 @@ ROUNDS = tl.constexpr(plain.ROUNDS)
 FIRST_MULTIPLIER, SECOND_MULTIPLIER = (tl.constexpr(each) for each in plain.MULTIPLIERS)
 FIRST_STEP, SECOND_STEP = (tl.constexpr(each) for each in plain.KEY_STEPS)
 
+DROPOUT_INTEGERS = "counter_batch", "counter_row", "last", "scale"
+"""The run-time arguments of a kernel that drops elements; None where it does not."""
+
 
 @triton.jit
 def philox(seed, number):

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ..core.arithmetic import mul
-from ..core.philox_device import counter_at, dropped, load_seed, weight_of_part
+from ..core.philox_device import DROPOUT_INTEGERS, counter_at, dropped, load_seed, weight_of_part
 from ..core.tiles import (
     add_bias,
     corner,
@@ -33,16 +33,14 @@ from .gated_kernels import activated, factor, gated_backward_of_part, reduce_bot
 __all__ = ["KERNELS", "bias_gelu_backward", "bias_gelu_forward", "reduce_both_partials", "reduce_partials"]
 
 # Integers are not specialised on their values: no shape compiles a kernel for itself.
-DROPOUT_INTEGERS = ["counter_batch", "counter_row", "last", "scale"]
 FORWARD_INTEGERS = [
     "batch", "rows", "cols", "row_tiles", "x_batch", "x_row", "y_batch", "y_row", "other_batch", "other_row", "x_half",
     *DROPOUT_INTEGERS,
 ]  # fmt: skip
 BACKWARD_INTEGERS = [
     "batch", "rows", "cols", "segments", "program_batches", "program_steps",
-    "dy_batch", "dy_row", "ddx_batch", "ddx_row", "x_batch", "x_row", "dx_batch", "dx_row",
-    "other_batch", "other_row", "ddy_batch", "ddy_row", "x_half", "ddx_half", "dx_half",
-    *DROPOUT_INTEGERS,
+    "dy_batch", "dy_row", "ddx_batch", "ddx_row", "x_batch", "x_row", "dx_batch", "dx_row", "other_batch", "other_row",
+    "ddy_batch", "ddy_row", "x_half", "ddx_half", "dx_half", *DROPOUT_INTEGERS,
 ]  # fmt: skip
 
 
@@ -63,8 +61,7 @@ def bias_gelu_forward(
 ):  # fmt: skip
     """y = gelu(x + bias), one tile a program, taken in UNROLL parts, with LOADS as core/in_flight.py says.
 
-    If it is GATED (gated_kernels.py), y = gelu(x + bias) (other + other_bias). With a seed, elements of y are dropped
-    (core/dropout.py), and the integers from counter_batch on are for that.
+    If it is GATED (gated_kernels.py), y = gelu(x + bias) (other + other_bias). A seed is for core/dropout.py.
     """
     DTYPE: tl.constexpr = y_ptr.dtype.element_ty
     index: tl.constexpr = tl.int64 if INT64_INDEX else tl.int32
@@ -124,16 +121,15 @@ def bias_gelu_forward(
             if LOADS == "tied" and MASKED == 0:
                 xs = tie(xs, others, never(batch, rows, cols), ALIGN)
             for i in tl.static_range(UNROLL):
-                inside = mask(row + i * DOWN, col + i * RIGHT, rows - top, cols - left, MASKED)
+                r = row + i * DOWN
+                inside = mask(r, col + i * RIGHT, rows - top, cols - left, MASKED)
                 u = add_bias(xs[(i - FIRST) * ORDER], biases[(i - FIRST) * ORDER], ALIGN, PTX, F32X2)
                 result = gelu(u, FORMULA, DTYPE, PTX, F32X2)  # computed before the address is
                 if GATED != "no":
                     w = add_bias(others[(i - FIRST) * ORDER], other_biases[(i - FIRST) * ORDER], ALIGN, PTX, F32X2)
                     result = mul(result, w, F32X2)
-                down, right = row + i * DOWN, i * RIGHT
-                keep = weight_of_part(seed, counter, down, right, counter_row, last, scale, DTYPE, result.shape[1])
-                result = dropped(result, keep, F32X2)
-                store(y + i * y_step, result, inside, BF16_CVT)
+                keep = weight_of_part(seed, counter, r, i * RIGHT, counter_row, last, scale, DTYPE, result.shape[1])
+                store(y + i * y_step, dropped(result, keep, F32X2), inside, BF16_CVT)
 
 
 @triton.jit
@@ -190,8 +186,8 @@ def bias_gelu_backward(
     FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexpr, BF16_CVT: tl.constexpr,
     ALIGN: tl.constexpr, INT64_INDEX: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     SAME_STRIDES: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
-    UNROLL: tl.constexpr, LOADS: tl.constexpr,
-    GATED: tl.constexpr, NEEDS_OTHER: tl.constexpr, NEEDS_OTHER_BIAS: tl.constexpr,
+    UNROLL: tl.constexpr, LOADS: tl.constexpr, GATED: tl.constexpr,
+    NEEDS_OTHER: tl.constexpr, NEEDS_OTHER_BIAS: tl.constexpr,
 ):  # fmt: skip
     """dx = dy * gelu'(u), u = x + bias, and its sums over everything but BIAS, in one pass.
 
@@ -201,18 +197,18 @@ def bias_gelu_backward(
 
     A program stays on one tile of BIAS and goes along the other axis, UNROLL tiles a step, with LOADS as
     core/in_flight.py says: through one of `segments` parts of that axis (`program_steps` steps), in `program_batches`
-    batches. It stores the sum of all that as float32.
-    A bias may be None while its gradient is wanted: it has then been added to x already.
+    batches. It stores the sum of all that as float32. A bias may be None while its gradient is wanted: it has then been
+    added to x already. With a seed dy and ddy are multiplied by what dropout did to y.
     """
     index: tl.constexpr = tl.int64 if INT64_INDEX else tl.int32
     rows = integer(rows)
     cols = tl.cast(cols, index) * ALIGN
     if SAME_STRIDES:  # then offsets are computed once
-        dy_batch, dy_row, ddx_batch, ddx_row, dx_batch, dx_row = x_batch, x_row, x_batch, x_row, x_batch, x_row
-        other_batch, other_row, ddy_batch, ddy_row = x_batch, x_row, x_batch, x_row
+        dy_batch, ddx_batch, dx_batch, other_batch, ddy_batch = x_batch, x_batch, x_batch, x_batch, x_batch
+        dy_row, ddx_row, dx_row, other_row, ddy_row = x_row, x_row, x_row, x_row, x_row
     if GATED == "no":
         ddy_batch, ddy_row = dx_batch, dx_row
-    if GATED == "first" or GATED == "second":
+    elif GATED == "first" or GATED == "second":
         other_batch, other_row = x_batch, x_row
     partial = tl.program_id(1)
     first_batch = partial // segments * program_batches
@@ -278,8 +274,8 @@ def bias_gelu_backward(
                 xs = tie(xs, dys + others, zero, ALIGN)
             for i in tl.static_range(UNROLL):
                 r = row + (step * UNROLL + i) * DOWN
-                c = col + (step * UNROLL + i) * RIGHT
                 right = (step * UNROLL + i) * RIGHT
+                c = col + right
                 keep = weight_of_part(seed, counter, r, right, counter_row, last, scale, DTYPE, BLOCK_COLS)
                 du, dw = backward_of_part(
                     dys[(i - FIRST) * ORDER], keep, pointers(ddx_tile, r, c, ddx_row, ALIGN),
