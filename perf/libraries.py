@@ -18,6 +18,7 @@ from perf.cases import TWO, Case
 from perf.library import FORMULAS
 
 Call = Callable[..., Tensor]
+ADDMM, LIGER = "torch._addmm_activation", "Liger GEGLU"
 LIGER_ROW = 1024
 INNER = 16  # features of a product that leaves its input as it is: few, and still a shape of tensor cores
 
@@ -100,10 +101,10 @@ def liger_alone(u: Tensor) -> Tensor:
 
 
 LIBRARIES: Mapping[str, Library] = {
-    "torch._addmm_activation": Library(
+    ADDMM: Library(
         addmm_activation, epilogue_alone, is_linear, "a Linear with its GELU", no_backward="it has no derivative"
     ),
-    "Liger GEGLU": Library(
+    LIGER: Library(
         lambda case: liger,
         liger_alone,
         is_gated,

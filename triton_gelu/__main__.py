@@ -128,8 +128,9 @@ def plans(
     for title, target in gpus.items():
         yield f"\n{title}, {target.processors} processors"
         yield launch_line(forward_launch(forward, dtype.itemsize, approximate, target))
-        needs = {"needs_dy": False, "needs_x": True, "needs_bias": dim is not None}
-        both = backward_launches(backward, dtype.itemsize, approximate, target, **needs)
+        both = backward_launches(
+            backward, dtype.itemsize, approximate, target, needs_dy=False, needs_x=True, needs_bias=dim is not None
+        )
         yield f"{launch_line(both.main)}, {both.partials} partial sums" if both.reduce else launch_line(both.main)
         if both.reduce:
             yield launch_line(both.reduce)

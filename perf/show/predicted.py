@@ -18,6 +18,7 @@ from perf.show.table import Line, as_markdown, duration, grouped, title
 from perf.static.metrics import HEADROOM, IN_FLIGHT, LEAST_TIME
 
 FEWEST = 2**22  # elements: fewer take about as long as a launch
+APART = ("stem", "gated", "two tensors")  # words in the names of cases whose shape others have, too
 PICO, MICRO = 1e-12, 1e-6
 
 
@@ -49,7 +50,7 @@ def question(row: Row) -> tuple[Any, ...]:
     """What decides the counts of a kernel an element: all but how many rows or batches there are."""
     dim = None if row.dim is None else row.dim % len(row.shape)
     asked = (row.dtype, row.approximate, row.direction, row.provider)
-    return (row.shape[1:], len(row.shape), dim, *asked, "stem" in row.case)
+    return (row.shape[1:], len(row.shape), dim, *asked, *(word in row.case for word in APART))
 
 
 def pairs(measured: Iterable[Row], static: Iterable[Row]) -> dict[str, list[Pair]]:

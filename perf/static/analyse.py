@@ -62,6 +62,8 @@ def budget() -> tuple[Case, ...]:
     return (
         *product((WIDE,), dtypes=ALL, approximates=FORMULAS, directions=DIRECTIONS),
         *product((*FRAMES, STEM, IMAGE, *ODD), dtypes=HALVES[:1], directions=DIRECTIONS),
+        *product(GATED[:1], dtypes=HALVES[:1], approximates=FORMULAS, directions=ASKABLE),
+        *product(GATED[1:], dtypes=HALVES[:1], directions=DIRECTIONS),
     )
 
 

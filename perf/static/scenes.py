@@ -7,7 +7,7 @@ a scene are told by an element of the activation, which `shape` has; products an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -147,7 +147,6 @@ class Scene:
     dtype: torch.dtype = HALF  # of the first input
     training: bool = True
     dynamic: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
 
     def model(self, provider: str, approximate: str) -> Layers:
         """The scene as a module on the meta device."""
@@ -190,10 +189,6 @@ def _checkpointed(m: Layers, x: Tensor) -> Any:
 
 def _to_float8(m: Layers, x: Tensor) -> Any:
     return (m.gelu(x, m.bias) * 8.0).to(torch.float8_e4m3fn)
-
-
-def _selected(m: Layers, x: Tensor) -> Any:
-    return m.fc2(m.gelu(x[x.sum(-1) > 0], m.bias))
 
 
 def _head(m: Layers, x: Tensor) -> Any:

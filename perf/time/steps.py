@@ -22,7 +22,7 @@ from torch import Tensor
 from perf import cases, library
 from perf.accuracy import ulp_errors
 from perf.cases import Case
-from perf.libraries import LIBRARIES
+from perf.libraries import ADDMM, LIBRARIES, LIGER
 from perf.operators import OPERATORS
 from perf.providers import PROVIDERS, Provider, fused
 from perf.rows import CLOCK, COPY, HOST_TIME, ROOT, TIME, Row
@@ -115,7 +115,8 @@ def all_steps(*, sanitize: bool = False) -> list[Step]:
         *plans(expanded((wide, sizes[2]), TWO, ways=WAYS[:2])),
         *textbook(wide),
         *host(),
-        *timed(expanded(layers, ("tanh",), ways=("forward",)), (*EAGER, "torch.compile", *LIBRARIES), COMPILED_S),
+        *timed(expanded(layers, ("tanh",), ways=("forward",)), (*EAGER, "torch.compile", ADDMM), COMPILED_S),
+        *gated(),
         *errors("fp16"),
         *errors("fp32"),
         *timed(expanded(sizes, ("none",)), EAGER, LARGE_S),
@@ -205,6 +206,14 @@ def plans(chosen: Sequence[Case]) -> Iterator[Step]:
             frozenset({asks(case, name)}),
             environment=((library.PLAN_VARIABLE, variant),),
         )
+
+
+def gated() -> Iterator[Step]:
+    """Gated GELUs of models, next to another library's where it has one."""
+    for case in cases.GATED:
+        for way in cases.DIRECTIONS:
+            rival = (LIGER,) if case.gated == cases.TWO and way == "forward" else ()
+            yield from timed((replace(case, dtype=BF16, direction=way),), (*EAGER, *rival))
 
 
 def textbook(case: Case) -> Iterator[Step]:

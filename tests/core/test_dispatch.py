@@ -65,7 +65,9 @@ def test_with_torch_demanded_a_fused_model_runs_pytorchs_own_operators(
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 8)).to(device)
     x = torch.randn(4, 8, device=device)
     before = model(x)
-    assert "there are no kernels" in str(triton_gelu.fuse(model, x))
+    said = "TRITON_GELU_BACKEND is torch: PyTorch's own operators run, as before."
+    assert str(triton_gelu.fuse(model, x)).endswith(said)
+    assert triton_gelu.FusionReport((), "meta").runs == said
     assert torch.equal(model(x), before)
     model(x).sum().backward()
 
@@ -116,7 +118,7 @@ def test_with_kernels_demanded_calls_graphs_and_fused_models_raise_where_none_ru
         triton_gelu.gelu(torch.randn(4, 8, device=device))
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU()).to(device)
     x = torch.randn(4, 8, device=device)
-    triton_gelu.fuse(model, x)
+    assert "A call will raise: TRITON_GELU_BACKEND is kernels" in str(triton_gelu.fuse(model, x))
     with pytest.raises(RuntimeError, match=no_driver):
         model(x)
     with pytest.raises(RuntimeError, match=no_driver):

@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from triton_gelu import bias_gelu, bias_gelu_transpose
 from triton_gelu.core import compat_torch, graph
@@ -23,7 +22,9 @@ from triton_gelu.core.dispatch import Support
 from triton_gelu.core.op import Op
 from triton_gelu.core.plan import Launch
 from triton_gelu.core.targets import TARGETS
+from triton_gelu.ops.bias_geglu import BIAS_GEGLU
 from triton_gelu.ops.bias_gelu import BIAS_GELU
+from triton_gelu.ops.bias_gelu_mul import BIAS_GELU_MUL
 from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 from triton_gelu.ops.gelu_after_bias import GELU_AFTER_BIAS
 
@@ -49,6 +50,32 @@ def test_a_recorded_plan_gives_what_a_launched_one_gives(
             assert (one is None) == (other is None)
             if one is not None and other is not None:
                 torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((300, 20), 1), ((2, 6, 33), 1), ((6,), 0), ((0, 4), 1)], ids=str)
+@pytest.mark.parametrize("op", [BIAS_GEGLU, BIAS_GELU_MUL], ids=lambda op: op.name)
+def test_a_recorded_plan_of_a_gated_gelu_gives_what_a_launched_one_gives(
+    op: Op, shape: tuple[int, ...], dim: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(kernel: Any, planned: Launch, tensors: Sequence[Tensor | None]) -> None:
+        kernel[planned.grid](*tensors, *planned.integers, **dict(planned.constants), **planned.options)
+
+    monkeypatch.setattr(graph, "_launch", launch)
+    monkeypatch.setattr(graph, "stands_alone", lambda level, given: True)
+    assert op.recorded is not None
+    x, other, bias, other_bias = (torch.randn(size, device=device) for size in (shape, shape, shape[dim], shape[dim]))
+    inputs: tuple[Tensor, ...] = (x, other, bias, other_bias)
+    options: tuple[Any, ...] = (dim, "tanh")
+    if op is BIAS_GEGLU:
+        inputs, options = (x, bias), (dim, "tanh", "second")
+    dy = torch.randn_like(op.forward(*inputs, *options))
+    for needs in ((True,) * len(inputs), (True, False) * (len(inputs) // 2), (False, True) * (len(inputs) // 2)):
+        recorded = op.recorded.backward(dy, *inputs, *options, list(needs))
+        launched = op.backward(dy, *inputs, *options, needs)
+        for one, two in zip(recorded, launched, strict=True):
+            assert (one is None) == (two is None)
+            if one is not None and two is not None:
+                torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
 def test_the_gradient_of_a_bias_that_is_not_there_is_none_even_if_it_is_asked_for(device: str) -> None:
@@ -133,7 +160,6 @@ BESIDE: dict[str, tuple[Callable[[Tensor], Any], tuple[int, ...]]] = {
         lambda x: bias_gelu_transpose(F.conv1d(x, KERNEL), CHANNELS, torch.ones(7, 16)) @ torch.ones(16, 3),
         WAVES,
     ),
-    "a checkpoint, where the value is computed again": (lambda x: checkpoint(mlp, x, use_reentrant=False), ROWS),
     "sizes that depend on data": (lambda x: mlp(x[x.sum(-1) > 0]), ROWS),
     "sizes that depend on data, x itself": (lambda x: bias_gelu(first(x)[x.sum(-1) > 0], B), ROWS),
 }

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from counting import Calls
 from small_tensors import small_tensors_take_the_whole_mechanism
-from test_fuse import Square, assert_same, doubles, results
+from test_fuse import Square, assert_same, doubles, one_process, results
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +21,7 @@ from triton_gelu import fuse, unfuse
 from triton_gelu.fuse import gelu, product
 from triton_gelu.fuse.product import POPS
 
-__all__ = ["small_tensors_take_the_whole_mechanism"]  # a fixture for every test here
+__all__ = ["one_process", "small_tensors_take_the_whole_mechanism"]  # fixtures, the second one for every test here
 
 Combine = Callable[..., Tensor]
 
@@ -143,14 +143,14 @@ FORMS: dict[str, tuple[type[Joined], Combine, str]] = {
     "two layers, a variable": (Two, griffin, "none"),
     "two layers, the other first": (Two, other_first, "tanh"),
 }
-TOGETHER = [name for name, (_, combine, _) in FORMS.items() if combine not in (slices, narrows)]
 
 
-def biases(form: str, bias: bool) -> tuple[int, int]:
+def biases(form: str, *, bias: bool = True, compiled: bool = False) -> tuple[int, int]:
     """How many bias gradients are computed with the GELU's, and how many by a sum over rows."""
-    if not bias:
-        return 0, 0
-    return (1 + (FORMS[form][0] is Two), 0) if form in TOGETHER else (0, 1)  # PyTorch joins the gradients of slices
+    make, combine, _ = FORMS[form]
+    if compiled and combine in (slices, narrows):  # in graphs, PyTorch joins the gradients of slices
+        return 0, 1
+    return (1 + (make is Two)) * bias, 0
 
 
 def twins(form: str, bias: bool = True) -> tuple[Any, Any, Tensor]:
@@ -176,7 +176,7 @@ def test_a_gated_gelu_is_one_operator_with_its_gradients(
     calls = Calls(monkeypatch)
     assert_same(results(model, x), results(plain, x), 1e-5)
     assert (calls.gated, calls.forward) == ([formula], [])
-    assert (calls.fused_biases, calls.summed_biases) == biases(form, bias)
+    assert (calls.fused_biases, calls.summed_biases) == biases(form, bias=bias)
     with torch.no_grad():
         torch.testing.assert_close(model(x), plain(x))
     with torch.inference_mode():
@@ -193,7 +193,7 @@ def test_a_gated_gelu_compiles_to_one_operator(form: str, monkeypatch: pytest.Mo
     assert_same(results(model, x, call=compiled), results(plain, x), 1e-12)
     formula = FORMS[form][2]
     assert set(calls.gated) == {formula}
-    assert (calls.forward, calls.fused_biases, calls.summed_biases) == ([], *biases(form, bias=True))
+    assert (calls.forward, calls.fused_biases, calls.summed_biases) == ([], *biases(form, compiled=True))
 
 
 def test_a_gelu_written_out_may_be_gated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +344,12 @@ def switched_off_between(net: Any, h: Tensor) -> Tensor:
     return y + h[:, :16]
 
 
+def slice_without_gradient(net: Any, h: Tensor) -> Tensor:
+    with torch.no_grad():
+        a = h[:, :16]
+    return a * F.gelu(h[:, 16:])
+
+
 def in_a_loop(net: Any, h: Tensor) -> Tensor:
     a, b = halves(h)
     g = F.gelu(b)
@@ -452,6 +458,7 @@ USES: dict[str, Combine] = {
     "a half that is read between": read_between,
     "data that are read between": read_by_data,
     "a GELU without gradient": under_no_grad,
+    "a slice without gradient": slice_without_gradient,
     "a product without gradient": switched_off_between,
     "a loop": in_a_loop,
     "a closure": in_a_closure,
@@ -599,7 +606,7 @@ def test_a_write_that_cannot_be_seen_is_refused() -> None:
         model(x)
 
 
-@pytest.mark.parametrize("form", TOGETHER)
+@pytest.mark.parametrize("form", FORMS)
 def test_hooks_and_gradients_of_halves_are_those_of_the_unfused_model(form: str) -> None:
     model, plain, x = twins(form)
     seen = []
@@ -696,6 +703,22 @@ def test_checkpoints_recompute_gates(reentrant: bool) -> None:
         assert_same(ours, results(plain, x), 1e-12)
 
 
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("form", ["the second of two chunks", "two layers"])
+def test_gates_work_under_ddp_and_fsdp2(form: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model, plain, x = twins(form)
+    expected = results(plain, x)
+    assert_same(results(model, x, call=nn.parallel.DistributedDataParallel(model)), expected, 1e-12)
+    mesh = init_device_mesh("cpu", (1,))
+    for part in (*([model.gate] if isinstance(model, Two) else []), model.up, model.down, model):
+        fully_shard(part, mesh=mesh)
+    ours = results(model, x)
+    assert_same([t.full_tensor() if hasattr(t, "full_tensor") else t for t in ours], expected, 1e-12)
+
+
 def test_small_gates_leave_the_bias_gradient_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     for form in ("the second of two chunks", "two layers"):
         model, plain, x = twins(form)
@@ -704,6 +727,14 @@ def test_small_gates_leave_the_bias_gradient_to_pytorch(monkeypatch: pytest.Monk
         assert_same(results(model, x), results(plain, x), 1e-12)
         assert (len(calls.gated), calls.fused_biases, calls.summed_biases) == (1, 0, 0)
         monkeypatch.setattr(gelu, "SMALL", 0)
+
+
+def test_nested_tensors_are_left_alone() -> None:
+    model, plain, _ = twins("the second of two chunks")
+    rows = [torch.randn(n, 8, dtype=torch.float64) for n in (2, 3)]
+    x = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    for ours, theirs in zip(model(x).unbind(), plain(x).unbind(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.usefixtures("without_kernels")

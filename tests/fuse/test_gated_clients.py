@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from counting import Calls
-from gated_clients import GATED, Gated, losses
 from small_tensors import small_tensors_take_the_whole_mechanism
-from test_fuse import assert_same, client_results
+from test_clients import client_results
+from test_fuse import assert_same
 from torch import nn
 
 from triton_gelu import fuse
 
+if TYPE_CHECKING:
+    from gated_clients import Gated
+
 __all__ = ["small_tensors_take_the_whole_mechanism"]  # a fixture for every test here
+
+gated_clients = pytest.importorskip("gated_clients")
+GATED = gated_clients.GATED
 
 QUICK = ["Gemma", "T5 v1.1", "ModernBERT with biases", "a feed-forward layer", "GluMlp of images"]
 LEARN = ["Gemma", "T5 v1.1", "BasicTransformerBlock"]
@@ -73,6 +79,6 @@ def test_a_gated_client_compiles_to_one_operator_a_gate(name: str, monkeypatch: 
 @pytest.mark.parametrize("name", LEARNING)
 def test_a_gated_client_learns_the_same_in_three_steps(name: str) -> None:
     model, plain, client = twins(name)
-    ours, theirs = (losses(net, client, 3) for net in (model, plain))
+    ours, theirs = (gated_clients.losses(net, client, 3) for net in (model, plain))
     assert ours == pytest.approx(theirs, rel=1e-5)
     assert ours[-1] < ours[0]

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gated_clients import GATED, Gated, gated_table, losses
 from small_tensors import small_tensors_take_the_whole_mechanism
 from test_fuse import assert_same, results
 from torch import Tensor, nn
@@ -255,20 +254,22 @@ def bert(model: Any, plain: Any, x: Tensor) -> None:
 @operation("transformers", "a Gemma layer and a T5 v1.1 layer, three training steps", "the same losses")
 def gated_language_models(model: Any, plain: Any, x: Tensor) -> None:
     for name in ("Gemma", "T5 v1.1"):
-        compare_losses(GATED[name])
+        compare_losses(name)
 
 
 @operation("diffusers", "a BasicTransformerBlock, three training steps", "the same losses")
 def gated_block(model: Any, plain: Any, x: Tensor) -> None:
-    compare_losses(GATED["BasicTransformerBlock"])
+    compare_losses("BasicTransformerBlock")
 
 
-def compare_losses(client: Gated) -> None:
+def compare_losses(name: str) -> None:
     """Train a model of gated GELUs, fused and not."""
+    gated_clients = pytest.importorskip("gated_clients")
+    client = gated_clients.GATED[name]
     plain = client.model(torch.float32)
     model = copy.deepcopy(plain)
     assert [site.gated for site in fuse(model, **client.inputs(torch.float32))] == [True] * len(client.sites)
-    ours, theirs = (losses(net, client, 3) for net in (model, plain))
+    ours, theirs = (gated_clients.losses(net, client, 3) for net in (model, plain))
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
@@ -337,7 +338,8 @@ def test_an_operation_on_a_fused_model(case: tuple[str, str], make: type[MLP]) -
 def table() -> str:
     """The operations in Markdown, and the models."""
     operations = "".join(f"| {lib} | {what} | {result} |\n" for (lib, what), (_, result) in OPERATIONS.items())
-    return HEAD + operations + TAIL + gated_table()
+    gated: str = pytest.importorskip("gated_clients").gated_table()
+    return HEAD + operations + TAIL + gated
 
 
 def test_the_table_of_operations_is_what_is_tested() -> None:

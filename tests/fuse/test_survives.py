@@ -673,6 +673,8 @@ COMPILED: dict[str, Callable[[], nn.Module]] = {
     "a condition": Conditional,
     "a layout": lambda: Net(lambda h: F.gelu(h.view(2, 2, 16)).view(4, 16)),
     "vmap": lambda: Net(lambda h: F.gelu(h) + torch.vmap(torch.sin)(h)),
+    "a gate": lambda: Net(lambda h: (h.chunk(2, -1)[0] * F.gelu(h.chunk(2, -1)[1])).repeat(1, 2)),
+    "slices of a gate": lambda: Net(lambda h: (F.gelu(h[:, 8:]) * h[:, :8]).repeat(1, 2)),
 }
 
 

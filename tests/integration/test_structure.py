@@ -107,6 +107,12 @@ def test_no_file_is_too_long_to_read() -> None:
     assert {file.name: lines for file in PACKAGE.rglob("*.py") if (lines := file.read_text().count("\n")) > 330} == {}
 
 
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """Since tests are no package, pytest would take one for the other."""
+    names = sorted(file.name for file in (ROOT / "tests").rglob("*.py"))
+    assert names == sorted(set(names))
+
+
 def test_every_public_name_is_there() -> None:
     assert sorted(triton_gelu.__all__) == sorted(set(triton_gelu.__all__))
     assert all(hasattr(triton_gelu, name) for name in triton_gelu.__all__)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from . import patch
-from .gelu import FORMULAS, drives
+from .gelu import FORMULAS, SWITCH, drives, insist
 from .gelu_modules import asks_itself
 from .layers import kind_of
 from .noted import Layer, Stack, UnfusedSite, Use
@@ -68,10 +68,16 @@ class FusionReport:
     @property
     def runs(self) -> str:
         """What the device that the model was on will run, in one line."""
+        try:
+            support = insist(drives(self.device_type), self.device_type)
+        except RuntimeError as error:
+            return f"A call will raise: {error}."
+        if SWITCH in support.reason:
+            return f"{support.reason}: PyTorch's own operators run, as before."
         kernels = "each GELU is one kernel; its gradient and the bias's come from one pass over memory"
         if self.device_type == "meta":
             return f"On a device with Triton kernels, {kernels}; elsewhere, PyTorch's own operators run."
-        if drives(self.device_type).possible:
+        if support.possible:
             return f"On {self.device_type}, {kernels}."
         return f"On {self.device_type}, there are no kernels: PyTorch's own operators run, as before."
 

@@ -8,11 +8,13 @@ Otherwise it joins what arrives, as PyTorch does.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.utils import swap_tensors
 
 from . import gelu
 from .bias_gradient import NODE, Pending, Source, has_hooks, is_traced, source_of
@@ -31,10 +33,14 @@ class Half(NamedTuple):
     dim: int
     place: int
 
+    def is_beside(self, other: Half) -> bool:
+        """Whether the other one is the other half."""
+        return other.joined is self.joined and (other.dim, other.place) == (self.dim, 1 - self.place)
+
 
 def half_of(h: Tensor, part: Tensor) -> Half | None:
     """That part is a half of h, if it is."""
-    if type(part) is not type(h) or part.ndim != h.ndim or part.stride() != h.stride():
+    if type(part) is not type(h) or part.is_nested or part.ndim != h.ndim or part.stride() != h.stride():
         return None
     dims = [dim for dim in range(-h.ndim, 0) if part.shape[dim] != h.shape[dim]]
     if len(dims) != 1 or 2 * part.shape[dims[0]] != h.shape[dims[0]]:
@@ -88,6 +94,8 @@ def divide(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
     The call must be plain eager, or AOTAutograd's.
     """
     h: Tensor = args[0]
+    if h.is_nested:
+        return func(*args, **kwargs), []
     recorded = h.requires_grad and torch.is_grad_enabled()
     dim = _dim_of_chunk(h, *args[1:], **kwargs) if func in CHUNK else None
     if dim is not None:
@@ -180,22 +188,41 @@ def _differentiable(dy: Tensor, u: Tensor, w: Tensor, formula: Approximate, need
 
 def fused_product(u: Tensor, w: Tensor, half: Half | None, twin: Half | None, formula: Approximate) -> Tensor:
     """GELU of u times w, which are the halves that are said; the call must be plain eager, or AOTAutograd's."""
-    joined = (
-        half is not None
-        and twin is not None
-        and half.joined is twin.joined
-        and (half.dim, half.place) == (twin.dim, 1 - twin.place)
-    )
+    if half is not None and (twin is None or not half.is_beside(twin)):
+        half = None
     if not (torch.is_grad_enabled() and (u.requires_grad or w.requires_grad)):
-        if half is not None and joined:
+        if half is not None:
             return gelu.geglu_forward(half.joined, half.dim, half.place, formula)
         return gelu.gelu_mul_forward(u, w, formula)
-    node: Any = u.grad_fn
-    if half is not None and joined and type(node) is SPLIT and node is w.grad_fn:
-        y: Tensor = _record_joined(u, w, half, node, _source_along(half.joined, half.dim), formula)
+    if half is not None and not _has_halves(u, w) and _may_become_halves(u, w, half):
+        _become_halves(u, w, half)
+    if half is not None and _has_halves(u, w):
+        y: Tensor = _record_joined(u, w, half, u.grad_fn, _source_along(half.joined, half.dim), formula)
     else:
         y = _record_pair(u, w, (source_of(u), source_of(w)), formula)
     return y
+
+
+def _has_halves(u: Tensor, w: Tensor) -> bool:
+    """Whether these are the outputs of one node of halves."""
+    return type(u.grad_fn) is SPLIT and u.grad_fn is w.grad_fn
+
+
+def _may_become_halves(u: Tensor, w: Tensor, half: Half) -> bool:
+    """Whether two slices with a history are worth it; not in graphs, where that can't be done."""
+    recorded = u.grad_fn is not None and w.grad_fn is not None  # a slice without gradient says that it requires one
+    return recorded and type(u) is Tensor and half.joined.numel() >= gelu.SMALL
+
+
+def _become_halves(u: Tensor, w: Tensor, half: Half) -> None:
+    """Put a node of halves into the history of two slices, which nobody has used: PyTorch would pad and add gradients.
+
+    Whoever has the slices has the halves then. A tensor that there are weak references to stays what it is.
+    """
+    parts = _split(half.joined, half.dim)
+    with contextlib.suppress(RuntimeError):
+        swap_tensors(u, parts[half.place])
+        swap_tensors(w, parts[1 - half.place])
 
 
 def _source_along(h: Tensor, dim: int) -> Source | None:

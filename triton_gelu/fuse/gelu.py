@@ -25,7 +25,7 @@ from ..core.compat_torch import (
 )
 from ..core.compat_torch import is_plain_eager as is_ordinary
 from ..core.declare import BACKWARD
-from ..core.dispatch import drives, insist
+from ..core.dispatch import SWITCH, drives, insist
 from ..core.op import Op
 from ..formulas import FORMULAS, Approximate
 from ..functional import bias_geglu, bias_gelu_mul, gelu
@@ -38,11 +38,13 @@ from ..ops.halves import Activated
 __all__ = [
     "EXACT_TYPES",
     "FORMULAS",
+    "SWITCH",
     "Approximate",
     "apply_without_functorch",
     "drives",
     "functional_tensor",
     "gelu",
+    "insist",
     "is_exporting",
     "is_ordinary",
     "is_transformed",

@@ -40,8 +40,8 @@ POPS: dict[str, Callable[[int], int]] = {
 """How many values an instruction takes off the stack, in all versions of Python, by its argument."""
 
 MOST = 4096
-APPLY = Function.apply.__code__
-"""Calls a forward without gradients, which what it returns has nevertheless."""
+APPLY: CodeType | None = getattr(Function.apply, "__code__", None)
+"""Calls a forward without gradients, which what it returns has nevertheless. From PyTorch 2.14 on it has no code."""
 
 GENERATORS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
@@ -74,8 +74,9 @@ def trust_function(function: Any) -> None:
 
 def links_to_product(frame: FrameType | None) -> frozenset[Link] | None:
     """The calls from one that this frame waits for to a product of its value, if its code proves that it is the use."""
-    links = []
-    while frame is not None:
+    links, callee = [], None
+    while frame is not None and not _is_of_autograd(frame.f_code, callee):
+        callee = frame.f_code
         links.append(_link(frame.f_code, frame.f_lasti))
         found = _follow(frame.f_code, frame.f_lasti)
         if found != RETURNED:
@@ -86,13 +87,24 @@ def links_to_product(frame: FrameType | None) -> frozenset[Link] | None:
 
 def is_factor(frame: FrameType | None) -> bool:
     """The same of calls that are trusted: whether their value becomes an operand of a product, and nothing else."""
-    while frame is not None:
-        code = frame.f_code
+    callee = None
+    while frame is not None and not _is_of_autograd(frame.f_code, callee):
+        callee = code = frame.f_code
         kept = _kept.get((id(code), frame.f_lasti)) or _keep(code, frame.f_lasti)
         if kept[1] != RETURNED:
             return kept[1] == PRODUCT
         frame = frame.f_back
     return False
+
+
+def _is_of_autograd(caller: CodeType, callee: CodeType | None) -> bool:
+    """Whether the caller is `Function.apply`, or called it where it is in C: then it doesn't name what it calls.
+
+    A forward is called without gradients, which what it returns has nevertheless.
+    """
+    if APPLY is not None:
+        return caller is APPLY
+    return callee is not None and callee.co_name == "forward" and "forward" not in caller.co_names
 
 
 def _keep(code: CodeType, offset: int) -> tuple[CodeType, str]:
@@ -109,8 +121,6 @@ def _link(code: CodeType, offset: int) -> Link:
 
 def _follow(code: CodeType, offset: int) -> str:
     """What becomes of the value that the call at this offset returns."""
-    if code is APPLY:
-        return ELSEWHERE
     instructions = list(dis.get_instructions(code))
     start = max(index for index, each in enumerate(instructions) if each.offset <= offset)
     if not instructions[start].opname.startswith("CALL") or "locals" in code.co_names or code.co_flags & GENERATORS:

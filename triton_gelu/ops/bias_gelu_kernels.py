@@ -65,7 +65,6 @@ def bias_gelu_forward(
     """
     DTYPE: tl.constexpr = y_ptr.dtype.element_ty
     index: tl.constexpr = tl.int64 if INT64_INDEX else tl.int32
-    rows = integer(rows)
     cols = tl.cast(cols, index) * ALIGN
     left = tl.program_id(0).to(index) * BLOCK_COLS
     number = tl.program_id(1) + tl.program_id(2) * GRID_FOLD
@@ -326,5 +325,5 @@ def bias_gelu_backward(
             store_sum(other_sums + place, tl.sum(other_total, 1 if BIAS == "rows" else 0), place < size, BF16_CVT)
 
 
-KERNELS = bias_gelu_forward, bias_gelu_backward
+KERNELS = (bias_gelu_backward,)
 """Those that compiled graphs of the operator hold."""

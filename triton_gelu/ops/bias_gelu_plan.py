@@ -2,7 +2,7 @@
 
 Behind them are pure functions of geometry, itemsize, formula and target. Every decision can be read, and tested,
 without a GPU: core/in_flight.py chooses how a program asks for memory, core/tiling.py what it computes at a time and
-how many programs share a sum. A size may be a compiler's symbol (see core/plan.py).
+how many programs share a sum. Of the backward pass a size may be a compiler's symbol (see core/plan.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor, sym_min
+from torch import Tensor
 
 from ..core import in_flight
 from ..core.dropout import NOTHING_DROPPED, Drops, numbered, split_numbered
@@ -170,7 +170,7 @@ def forward_launch(
     stacked = row_tiles * matrices.batch
     return Launch(
         kernel="bias_gelu_forward",
-        grid=(cdiv(matrices.cols, tile.cols), sym_min(stacked, GRID_FOLD), cdiv(stacked, GRID_FOLD)),
+        grid=(cdiv(matrices.cols, tile.cols), min(stacked, GRID_FOLD), cdiv(stacked, GRID_FOLD)),
         integers=(
             matrices.batch, matrices.rows, matrices.cols // align, row_tiles,
             *_strides(matrices, 3, align), gate.halves[0] // align, *drops.integers,

@@ -63,5 +63,5 @@ def joined_backward(
 def _gradients(dy: Tensor, u: Tensor, w: Tensor, approximate: str, x: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of w gelu(u) for u and w, in x's dtype."""
     dy = dy.to(u.dtype)
-    du = compiled.short_slope(u, approximate) * w * dy
-    return du.to(x.dtype), (compiled.value(u, approximate, x.dtype) * dy).to(x.dtype)
+    du = compiled.shortest_slope(u, approximate, x.dtype) * w * dy
+    return du.to(x.dtype), (compiled.short_value(u, approximate, x.dtype) * dy).to(x.dtype)

@@ -105,6 +105,7 @@ def test_what_is_worth_most_comes_first_and_every_operator_dtype_formula_and_lay
         position(names, lambda name: "textbook" in name),
         position(names, lambda name: "host" in name),
         position(names, lambda name: "fc1" in name),
+        position(names, lambda name: "gated" in name and "eager" in name),
         position(names, lambda name: "encoder" in name),
         names.index("tests"),
     ]
