@@ -224,11 +224,12 @@ def followed(op: Op, of: Backend, *, compiled: bool = False) -> Backend:
 
 def dropping(op: Op) -> Kernels | None:
     """The kernels of the operator, if there are any, with dropout: its planners take a `dropout_p`."""
-    if op.kernels is None:
+    kernels = op.kernels
+    if kernels is None:
         return None
 
     def planner(number: int) -> Callable[..., Plan]:
-        plan, place = op.kernels.planners[number], op.levels[number].lead + len(op.inputs)
+        plan, place = kernels.planners[number], op.levels[number].lead + len(op.inputs)
         assert plan is not None
 
         def planned(target: Target, layout: Ints, *given: Any) -> Plan:
@@ -239,7 +240,7 @@ def dropping(op: Op) -> Kernels | None:
         return planned
 
     first, second, third = (planner(number) for number in (FORWARD, BACKWARD, DOUBLE_BACKWARD))
-    return replace(op.kernels, forward=first, backward=second, double_backward=third)
+    return replace(kernels, forward=first, backward=second, double_backward=third)
 
 
 def check_dropout_p(dropout_p: Any, name: str = "dropout_p") -> float:
