@@ -63,6 +63,7 @@ class Case:
 
     With `gated`, `shape` is that of the result: of `bias_geglu`, whose x is twice as long along dim (the last dimension
     if there is no bias), where it names the half that goes through GELU; of `bias_gelu_mul` where it is `TWO`.
+    With `dropout_p` dropout of that probability follows.
     """
 
     name: str
@@ -76,13 +77,15 @@ class Case:
     model: str = ""
     fresh_memory: bool = False
     gated: str = ""
+    dropout_p: float = 0.0
 
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.shape))
         bias = "no bias" if self.dim is None else f"bias along {self.dim}"
         direction = self.direction.replace("_", " + ")
         gated = f", gated: {self.gated}" if self.gated else ""
-        return f"{self.name}, {sizes}, {bias}, {self.dtype}, {self.approximate}, {direction}{gated}"
+        dropout = f", dropout: {self.dropout_p}" if self.dropout_p else ""
+        return f"{self.name}, {sizes}, {bias}, {self.dtype}, {self.approximate}, {direction}{gated}{dropout}"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -317,6 +320,18 @@ def gated() -> tuple[Case, ...]:
     )
 
 
+def dropout() -> tuple[Case, ...]:
+    """Dropout behind GELU, as in wav2vec2-base and, gated, in T5 v1.1."""
+    sizes = (
+        Case("wav2vec2-base mlp, dropout", (8, 500, 3072), approximate="none", dropout_p=0.1),
+        replace(gelu_mul("t5-v1.1-base mlp, dropout", 512, 2048, batch=8), dropout_p=0.1),
+    )
+    return tuple(
+        replace(case, dtype=dtype, direction=direction)
+        for dtype, direction, case in itertools.product(("float32", "bfloat16"), DIRECTIONS, sizes)
+    )
+
+
 def gpu() -> tuple[Case, ...]:
     """What a GPU's owner sends back: large shapes, where a kernel and not its launch is timed, and the smallest."""
     largest = mlp(LARGE, batch=8)
@@ -329,7 +344,7 @@ def gpu() -> tuple[Case, ...]:
     )
 
 
-SETS: Sets = {"quick": quick, "full": full, "targets": targets, "gated": gated, "gpu": gpu}
+SETS: Sets = {"quick": quick, "full": full, "targets": targets, "gated": gated, "dropout": dropout, "gpu": gpu}
 
 
 def add_arguments(parser: argparse.ArgumentParser, sets: Sets = SETS, directions: Sequence[str] = DIRECTIONS) -> None:

@@ -28,6 +28,7 @@ from triton_gelu.ops.bias_geglu import BIAS_GEGLU
 from triton_gelu.ops.bias_gelu import BIAS_GELU
 from triton_gelu.ops.bias_gelu_mul import BIAS_GELU_MUL
 from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
+from triton_gelu.ops.dropout import BIAS_GEGLU_DROPOUT, BIAS_GELU_DROPOUT, BIAS_GELU_MUL_DROPOUT
 
 if TYPE_CHECKING:
     from perf.cases import Case
@@ -69,6 +70,8 @@ def call_by_kernels(case: Case) -> Callable[[], object]:
         return lambda: launched.forward(x, bias, position, approximate)
     if case.gated:
         return _gated_call(case)
+    if case.dropout_p:
+        return _dropped_call(BIAS_GELU_DROPOUT, (x, bias), (dim, approximate), x, case)
     launched = _launched(BIAS_GELU)
     if case.direction == "double_backward":
         double, needs = launched.double_backward, (True, True, bias is not None)
@@ -91,6 +94,9 @@ def _gated_call(case: Case) -> Callable[[], object]:
     op, inputs = (BIAS_GELU_MUL, (x, y, bias, bias)) if case.gated == "two tensors" else (BIAS_GEGLU, (x, bias))
     if op is BIAS_GEGLU:
         options += (case.gated,)
+    if case.dropout_p:
+        dropped = BIAS_GELU_MUL_DROPOUT if op is BIAS_GELU_MUL else BIAS_GEGLU_DROPOUT
+        return _dropped_call(dropped, inputs, options, y, case)
     launched, needs = _launched(op), tuple(each is not None for each in inputs)
     if case.direction == "double_backward":
         double = launched.double_backward
@@ -99,6 +105,21 @@ def _gated_call(case: Case) -> Callable[[], object]:
     if case.direction == "backward":
         return lambda: launched.backward(y, *inputs, *options, needs)
     return lambda: launched.forward(*inputs, *options)
+
+
+def _dropped_call(
+    op: Op, inputs: tuple[Tensor | None, ...], options: tuple[Any, ...], y: Tensor, case: Case
+) -> Callable[[], object]:
+    """The same of an operator with dropout."""
+    launched, needs = _launched(op), tuple([each is not None for each in inputs])
+    given = (*inputs, torch.empty((), dtype=torch.int64, device=META), *options, case.dropout_p)
+    if case.direction == "double_backward":
+        double = launched.double_backward
+        assert double is not None
+        return lambda: double(*inputs, y, *given, (True, *needs))
+    if case.direction == "backward":
+        return lambda: launched.backward(y, *given, needs)
+    return lambda: launched.forward(*given)
 
 
 def _launched(op: Op) -> Backend:

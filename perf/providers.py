@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ def eager(case: Case) -> Call:
     """What a PyTorch user writes: `F.gelu(x + b)`, or `F.gelu(F.linear(x, w, b))`."""
     if case.model:
         return models.call(models.MODELS[case.model].plain(case.shape, case.approximate))  # type: ignore[arg-type]
+    if case.dropout_p:
+        whole = eager(replace(case, dropout_p=0.0))
+        return lambda *tensors: F.dropout(whole(*tensors), case.dropout_p)
     gelu = FORMULAS[case.approximate].standard
     if case.gated:
         return _eager_gated(case, gelu)
@@ -67,7 +71,11 @@ def fused(case: Case) -> Call:
         return functools.partial(triton_gelu.bias_gelu_transpose, approximate=case.approximate)  # type: ignore[arg-type]
     if case.gated:
         return _fused_gated(case)
-    bias_gelu = functools.partial(triton_gelu.bias_gelu, approximate=case.approximate)  # type: ignore[arg-type]
+    bias_gelu = functools.partial(
+        triton_gelu.bias_gelu,
+        approximate=case.approximate,  # type: ignore[arg-type]
+        dropout_p=case.dropout_p,
+    )
     if case.in_features is not None:
         return lambda x, weight, bias: bias_gelu(F.linear(x, weight), bias)
     if case.dim is None:
@@ -78,7 +86,7 @@ def fused(case: Case) -> Call:
 
 def _fused_gated(case: Case) -> Call:
     dim = -1 if case.dim is None else case.dim
-    options: dict[str, Any] = {"dim": dim, "approximate": case.approximate}
+    options: dict[str, Any] = {"dim": dim, "approximate": case.approximate, "dropout_p": case.dropout_p}
     if case.gated == TWO:
         mul: Call = functools.partial(triton_gelu.bias_gelu_mul, **options)
         return mul if case.dim is None else lambda x, bias, other, other_bias: mul(x, other, bias, other_bias)
@@ -131,6 +139,8 @@ def expression(case: Case) -> str:
     """What the baseline computes, as one would write it."""
     if case.model:
         return f"{case.model} of PyTorch's layers"
+    if case.dropout_p:
+        return f"F.dropout({expression(replace(case, dropout_p=0.0))}, {case.dropout_p})"
     if case.gated == TWO:
         bias, other_bias = ("", "") if case.dim is None else (" + b", " + c")
         return f"{FORMULAS[case.approximate].spelling.format(u=f'(x{bias})')} * (other{other_bias})"

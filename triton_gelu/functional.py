@@ -9,6 +9,7 @@ from .ops.bias_geglu import BIAS_GEGLU
 from .ops.bias_gelu import BIAS_GELU
 from .ops.bias_gelu_mul import BIAS_GELU_MUL
 from .ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
+from .ops.dropout import BIAS_GEGLU_DROPOUT, BIAS_GELU_DROPOUT, BIAS_GELU_MUL_DROPOUT
 from .ops.halves import Activated, check_activated
 
 __all__ = [
@@ -25,7 +26,14 @@ __all__ = [
 ]
 
 
-def bias_gelu(x: Tensor, bias: Tensor | None = None, *, dim: int = -1, approximate: Approximate = "tanh") -> Tensor:
+def bias_gelu(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    dim: int = -1,
+    approximate: Approximate = "tanh",
+    dropout_p: float = 0.0,
+) -> Tensor:
     """GELU of `x + bias` in one pass over memory, forward and backward.
 
     Where `F.gelu(x + bias)` rounds the sum to `x.dtype` before it applies GELU, here the arithmetic is in fp32 and the
@@ -39,16 +47,24 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, dim: int = -1, approxima
             u Phi(u), as in BERT and Whisper; `"sigmoid"`, u sigmoid(1.702 u), as in CLIP. **The default is `"tanh"`;
             that of torch.nn.functional.gelu is `"none"`.** All three are from Hendrycks and Gimpel, "Gaussian Error
             Linear Units", https://arxiv.org/abs/1606.08415.
+        dropout_p: the probability with which dropout sets an element of the result to zero; the others are multiplied
+            by 1 / (1 - dropout_p). As in torch.nn.functional.scaled_dot_product_attention it is always applied: pass
+            0.0 in evaluation. Instead of a mask a seed is saved, which is drawn from PyTorch's generator of x's device,
+            so torch.manual_seed, fork_rng and checkpoints act as on torch.nn.functional.dropout, whose masks are
+            others. The probability is rounded to a multiple of 2^-16, or of 2^-32 for float32 and float64.
 
     Returns:
         A tensor of x's shape, dtype and memory format. The gradient of x has x's dtype; that of the bias has the
         bias's dtype and is summed in fp32 from terms that were not rounded.
 
     Raises:
-        TypeError: x or bias is not a dense floating-point tensor, or dim is not an int.
-        ValueError: a shape, a device, dim or approximate does not fit.
+        TypeError: x or bias is not a dense floating-point tensor, dim is not an int or dropout_p no float.
+        ValueError: a shape, a device, dim, approximate or dropout_p does not fit.
+        NotImplementedError: dropout_p is not 0, and x is a DTensor, whose shards would share a mask.
     """
-    return BIAS_GELU.call(x, bias, dim, approximate)
+    if dropout_p == 0.0:
+        return BIAS_GELU.call(x, bias, dim, approximate)
+    return BIAS_GELU_DROPOUT.drop(BIAS_GELU_DROPOUT.draw_seed(x), x, bias, dim, approximate, dropout_p)
 
 
 def gelu(x: Tensor, *, approximate: Approximate = "tanh") -> Tensor:
@@ -63,6 +79,7 @@ def bias_geglu(
     activated: Activated,
     dim: int = -1,
     approximate: Approximate = "tanh",
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """GELU of one half of `x + bias` times the other half: the gated GELU of a projection that makes both halves.
 
@@ -78,16 +95,20 @@ def bias_geglu(
         dim: the dimension of x that has the two halves and that the bias runs along.
         approximate: the formula, see `bias_gelu`. The definition of GEGLU is from Shazeer, "GLU Variants Improve
             Transformer", https://arxiv.org/abs/2002.05202.
+        dropout_p: the probability of dropout, of the result, see `bias_gelu`.
 
     Returns:
         A tensor of x's shape, but half of it along dim, in x's dtype and memory format. Gradients are as for
         `bias_gelu`.
 
     Raises:
-        TypeError: x or bias is not a dense floating-point tensor, or dim is not an int.
-        ValueError: a shape, a device, activated, dim or approximate does not fit.
+        TypeError: x or bias is not a dense floating-point tensor, dim is not an int or dropout_p no float.
+        ValueError: a shape, a device, activated, dim, approximate or dropout_p does not fit.
+        NotImplementedError: dropout_p is not 0, and x is a DTensor.
     """
-    return BIAS_GEGLU.call(x, bias, dim, approximate, activated)
+    if dropout_p == 0.0:
+        return BIAS_GEGLU.call(x, bias, dim, approximate, activated)
+    return BIAS_GEGLU_DROPOUT.drop(BIAS_GEGLU_DROPOUT.draw_seed(x), x, bias, dim, approximate, activated, dropout_p)
 
 
 def bias_gelu_mul(
@@ -98,6 +119,7 @@ def bias_gelu_mul(
     *,
     dim: int = -1,
     approximate: Approximate = "tanh",
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """GELU of `x + bias` times `other + other_bias`: the gated GELU of two projections, as in Gemma and T5.
 
@@ -111,15 +133,21 @@ def bias_gelu_mul(
         other_bias: the same for other.
         dim: the dimension that the biases run along.
         approximate: the formula, see `bias_gelu`.
+        dropout_p: the probability of dropout, of the result, see `bias_gelu`.
 
     Returns:
         A tensor of x's shape, dtype and memory format. Gradients are as for `bias_gelu`.
 
     Raises:
-        TypeError: a tensor is not a dense floating-point tensor, other has not x's dtype, or dim is not an int.
-        ValueError: a shape, a device, dim or approximate does not fit.
+        TypeError: a tensor is not a dense floating-point tensor, other has not x's dtype, dim is not an int or
+            dropout_p no float.
+        ValueError: a shape, a device, dim, approximate or dropout_p does not fit.
+        NotImplementedError: dropout_p is not 0, and x is a DTensor.
     """
-    return BIAS_GELU_MUL.call(x, other, bias, other_bias, dim, approximate)
+    if dropout_p == 0.0:
+        return BIAS_GELU_MUL.call(x, other, bias, other_bias, dim, approximate)
+    seed = BIAS_GELU_MUL_DROPOUT.draw_seed(x)
+    return BIAS_GELU_MUL_DROPOUT.drop(seed, x, other, bias, other_bias, dim, approximate, dropout_p)
 
 
 def bias_gelu_transpose(

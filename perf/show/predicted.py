@@ -18,7 +18,7 @@ from perf.show.table import Line, as_markdown, duration, grouped, title
 from perf.static.metrics import HEADROOM, IN_FLIGHT, LEAST_TIME
 
 FEWEST = 2**22  # elements: fewer take about as long as a launch
-APART = ("stem", "gated", "two tensors")  # words in the names of cases whose shape others have, too
+APART = ("stem", "gated", "two tensors", "dropout")  # words in the names of cases whose shape others have, too
 PICO, MICRO = 1e-12, 1e-6
 
 

@@ -48,6 +48,11 @@ GATED = (
     Case("gated, width 1500", (16384, 1500), gated="second"),
     Case("gated, two tensors", (16384, 4096), dim=None, gated=cases.TWO),
 )
+DROPPED = (
+    Case("dropout, width 4096", (16384, 4096), dropout_p=0.1),
+    Case("dropout, gated, width 4096", (16384, 4096), gated="second", dropout_p=0.1),
+    Case("dropout, width 1500", (16384, 1500), dropout_p=0.1),
+)
 STEM = replace(FRAMES[1], name="stem, 1500 frames", transposed=True)
 IMAGE = Case("56 x 56 image", (32, 256, 56, 56), dim=1)
 ODD = (
@@ -64,6 +69,7 @@ def budget() -> tuple[Case, ...]:
         *product((*FRAMES, STEM, IMAGE, *ODD), dtypes=HALVES[:1], directions=DIRECTIONS),
         *product(GATED[:1], dtypes=HALVES[:1], approximates=FORMULAS, directions=ASKABLE),
         *product(GATED[1:], dtypes=HALVES[:1], directions=DIRECTIONS),
+        *product(DROPPED, dtypes=HALVES[:1], directions=DIRECTIONS),
     )
 
 

@@ -54,8 +54,28 @@ def objection(case: Case, outputs: Tensor | Sequence[Tensor], expected: Sequence
     outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
     if len(outputs) != len(expected):
         return f"gave {len(outputs)} tensors, expected {', '.join(each.name for each in expected)}"
-    complaints = (want.objection(got, case.torch_dtype) for got, want in zip(outputs, expected, strict=True))
+    pairs = list(zip(outputs, expected, strict=True))
+    if case.dropout_p:
+        return next(filter(None, (_dropped(case, *pair) for pair in pairs)), "")
+    complaints = (want.objection(got, case.torch_dtype) for got, want in pairs)
     return next(filter(None, complaints), "")
+
+
+def _dropped(case: Case, got: Tensor, want: Expected) -> str:
+    """The same after dropout, whose mask nobody knows: what is there is right, and as much is as should be.
+
+    The sums that are gradients of biases are not looked at.
+    """
+    if got.numel() < case.elements:
+        return ""
+    kept, p = got.detach() != 0, case.dropout_p
+    share, sigma = kept.double().mean().item(), math.sqrt(p * (1 - p) / case.elements)
+    zeros = (want.value == 0).double().mean().item()  # and what rounds to zero of itself
+    if not -DEVIATIONS * sigma - zeros <= share - (1 - p) <= DEVIATIONS * sigma:
+        return f"{want.name} has {share:.4f} of its elements, expected {1 - p:.4f}"
+    scale = kept.double() / (1 - p) * (1 + 2.0**-16)
+    rounding = want.value.abs() * scale * (torch.finfo(case.torch_dtype).eps + 2.0**-15)
+    return Expected(want.name, want.value * scale, want.tolerance * scale + rounding).objection(got, case.torch_dtype)
 
 
 @torch.no_grad()

@@ -76,15 +76,39 @@ def matrices(shape: Sequence[int], dim: int | None, *strides: Sequence[int]) -> 
 
 
 def matrices_with_result(
-    result: Sequence[int], shape: Sequence[int], dim: int | None, *strides: Sequence[int]
+    result: Sequence[int],
+    shape: Sequence[int],
+    dim: int | None,
+    *strides: Sequence[int],
+    numbered: Sequence[Sequence[int]] = (),
 ) -> tuple[Matrices, bool]:
     """The matrices that tensors and a dense `result` are, the result last; and whether to copy the tensors first.
 
     They must be where their strides and the result's do not go together; copies then have the strides of the result.
+    `numbered` are strides of places that are numbered in another way, and the very last of the matrices'.
     """
-    together = matrices(shape, dim, *strides, result)
+    together = matrices(shape, dim, *strides, result, *numbered)
     if together is not None:
         return together, False
-    together = matrices(shape, dim, *[result] * (len(strides) + 1))
+    together = matrices(shape, dim, *[result] * (len(strides) + 1), *numbered)
     assert together is not None
     return together, True
+
+
+def rows_in_memory(shape: Sequence[int], dim: int, strides: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The dimensions of a dense tensor by descending stride: those that count its rows, and those that make up a row.
+
+    A row has the dimensions inside of `dim`, or `dim` alone where that is the innermost: no bias along `dim` cuts one.
+    Dimensions of one element are left out.
+    """
+    order = sorted((d for d, size in enumerate(shape) if size != 1), key=lambda d: -strides[d])
+    first = min(order.index(dim) + 1 if dim in order else len(order), len(order) - 1)
+    return order[:first], order[first:]
+
+
+def strides_of_padded_rows(shape: Sequence[int], dim: int, strides: Sequence[int], multiple: int) -> Ints:
+    """The strides of a dense tensor whose rows (`rows_in_memory`) are padded to a multiple of elements."""
+    outer, row = rows_in_memory(shape, dim, strides)
+    columns = math.prod([shape[d] for d in row])
+    padded = -(-columns // multiple) * multiple
+    return tuple([stride // columns * padded if d in outer else stride for d, stride in enumerate(strides)])

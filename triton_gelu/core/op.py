@@ -81,7 +81,7 @@ class Op:
         self.dim, self.check_options, self.plain = dim, check, plain
         self.standard = standard or plain.forward
         self.levels = levels(name, self.inputs, result)
-        self.kernels = kernels
+        self.kernels, self.graph = kernels, graph
         self.launched = None if kernels is None else self._launched(kernels)
         self.recorded = graph if kernels is None else self._recorded(kernels, graph or plain)
         first = () if self.launched is None else (self.launched,)

@@ -186,6 +186,15 @@ def load_vector(
 
 
 @triton.jit
+def terms(du, ALONG_ROWS: tl.constexpr, ALIGN: tl.constexpr, BITS: tl.constexpr):
+    """What is added up of a part, tile by tile: du, or where a row has one sum, what a thread has of it in a piece."""
+    if ALONG_ROWS:
+        PIECE: tl.constexpr = min(ALIGN, 128 // BITS)
+        du = tl.sum(tl.reshape(du, (du.shape[0], du.shape[1] // PIECE, PIECE)), 2)
+    return du
+
+
+@triton.jit
 def store(ptr, y, inside, BF16_CVT: tl.constexpr):
     """Round float32 to the nearest number of the tensor's type, ties to even, and store it."""
     DTYPE: tl.constexpr = ptr.dtype.scalar.element_ty

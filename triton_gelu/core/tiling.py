@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import in_flight
 from .in_flight import InFlight
@@ -141,6 +141,13 @@ def _tile(matrices: Matrices, warp: int, accesses: int, warps: int = WARPS) -> T
         return Tile(rows, wide if rows < 4 else cols, warps)
     cols = next((cols >> shift for shift in range(3) if _fits(matrices.cols, cols >> shift)), cols)
     return Tile(accesses * warp // cols, cols, warps)
+
+
+def of_whole_counters(tile: Tile, unroll: int) -> Tile:
+    """The tile, or one as large or larger whose `unroll` parts begin and end with counters of core/dropout.py."""
+    cols = max(tile.cols, ALIGN)
+    tile = replace(tile, rows=max(tile.rows * tile.cols // cols, 1), cols=cols)
+    return tile if tile.rows >= unroll else replace(tile, cols=max(cols, ALIGN * unroll))  # parts are those of a row
 
 
 def _fits(size: int, block: int) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ..core.dropout import check_dropout_p
 from ..functional import Approximate, bias_gelu, check_approximate
 from .untouched import product
 
@@ -25,6 +26,7 @@ class _LayerGELU(nn.Module):
     weight: Tensor
     bias: Tensor | None
     approximate: Approximate
+    dropout: float = 0.0
 
     def __init__(self, *args: Any, approximate: Approximate) -> None:
         check_approximate(approximate)
@@ -36,10 +38,13 @@ class _LayerGELU(nn.Module):
         self.kind.reset_parameters(self)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return bias_gelu(product(self.kind, self, x), self.bias, dim=self.dim, approximate=self.approximate)
+        dropout_p = self.dropout if self.training else 0.0
+        y = product(self.kind, self, x)
+        return bias_gelu(y, self.bias, dim=self.dim, approximate=self.approximate, dropout_p=dropout_p)
 
     def extra_repr(self) -> str:
-        return f"{self.kind.extra_repr(self)}, approximate={self.approximate!r}"  # type: ignore[arg-type]
+        dropout = f", dropout={self.dropout}" if self.dropout else ""
+        return f"{self.kind.extra_repr(self)}, approximate={self.approximate!r}{dropout}"  # type: ignore[arg-type]
 
 
 class LinearGELU(_LayerGELU):
@@ -52,9 +57,10 @@ class LinearGELU(_LayerGELU):
     Args:
         in_features, out_features, bias, device, dtype: those of torch.nn.Linear, as are the parameters and their init.
         approximate: the formula, see `bias_gelu`.
+        dropout: the probability of dropout of the result, in training, see `bias_gelu`.
 
     Raises:
-        ValueError: approximate is unknown.
+        ValueError: approximate is unknown, or dropout no probability.
     """
 
     kind = nn.Linear
@@ -69,10 +75,12 @@ class LinearGELU(_LayerGELU):
         bias: bool = True,
         *,
         approximate: Approximate = "tanh",
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype, approximate=approximate)
+        self.dropout = check_dropout_p(dropout, "dropout")
 
 
 class Conv1dGELU(_LayerGELU):

@@ -9,12 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..functional import Activated, Approximate, bias_geglu, bias_gelu, check_activated, check_approximate
+from ..core.dropout import check_dropout_p
+from ..functional import Activated, Approximate, check_activated, check_approximate
+from ..ops.dropout import BIAS_GEGLU_DROPOUT, BIAS_GELU_DROPOUT
 from .untouched import is_untouched, product_and_bias
 
 
 def _geglu(
-    layer: nn.Module, product: Tensor, bias: Tensor | None, activated: Activated, approximate: Approximate
+    layer: nn.Module,
+    product: Tensor,
+    bias: Tensor | None,
+    activated: Activated,
+    approximate: Approximate,
+    seed: Tensor | None,
+    dropout_p: float,
 ) -> Tensor:
     """The gated GELU of what a layer gave; raises where that is a part, as of one that is sharded by its features.
 
@@ -26,7 +34,7 @@ def _geglu(
             f"a gated GELU needs all {features} features of {type(layer).__name__}, got {product.shape[-1]}:"
             " where it is sharded by them, let it return a DTensor, use_local_output=False"
         )
-    return bias_geglu(product, bias, activated=activated, approximate=approximate)
+    return BIAS_GEGLU_DROPOUT.drop(seed, product, bias, -1, approximate, activated, dropout_p)
 
 
 class GEGLU(nn.Module):
@@ -40,10 +48,12 @@ class GEGLU(nn.Module):
         bias: whether proj has one.
         activated: the half that goes through GELU, see `bias_geglu`.
         approximate: the formula, see `bias_gelu`. **The default is `"none"`, as in diffusers**, and not `"tanh"`.
+        dropout: the probability of dropout of the result, in training, see `bias_gelu`.
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: activated or approximate is unknown; or, when it is called, proj returns a shard of its features.
+        ValueError: activated or approximate is unknown, or dropout no probability; or, when it is called, proj returns
+            a shard of its features.
     """
 
     def __init__(
@@ -54,6 +64,7 @@ class GEGLU(nn.Module):
         *,
         activated: Activated = "second",
         approximate: Approximate = "none",
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -62,14 +73,17 @@ class GEGLU(nn.Module):
         super().__init__()
         self.activated: Activated = activated
         self.approximate: Approximate = approximate
+        self.dropout = check_dropout_p(dropout, "dropout")
         self.proj = nn.Linear(in_features, 2 * out_features, bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         product, bias = product_and_bias(self.proj, nn.Linear, x)
-        return _geglu(self.proj, product, bias, self.activated, self.approximate)
+        dropout_p = self.dropout if self.training else 0.0
+        seed = BIAS_GEGLU_DROPOUT.draw_seed(product) if dropout_p else None
+        return _geglu(self.proj, product, bias, self.activated, self.approximate, seed, dropout_p)
 
     def extra_repr(self) -> str:
-        return f"activated={self.activated!r}, approximate={self.approximate!r}"
+        return f"activated={self.activated!r}, approximate={self.approximate!r}{_dropout_repr(self.dropout)}"
 
 
 class MLP(nn.Module):
@@ -89,10 +103,12 @@ class MLP(nn.Module):
         bias: whether both maps have one.
         recompute: save the pre-activation only, and compute the activation again when fc2's weight gradient needs it:
             a read and a write of it buy its memory. Gradients keep every bit.
+        dropout: the probability of dropout of the activation, in training, see `bias_gelu`.
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: approximate or gated is unknown; or, when it is called, a gated fc1 returns a shard of its features.
+        ValueError: approximate or gated is unknown, or dropout no probability; or, when it is called, a gated fc1
+            returns a shard of its features.
     """
 
     def __init__(
@@ -105,6 +121,7 @@ class MLP(nn.Module):
         bias: bool = True,
         recompute: bool = False,
         gated: Activated | None = None,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -117,27 +134,44 @@ class MLP(nn.Module):
         self.approximate: Approximate = approximate
         self.recompute = recompute
         self.gated: Activated | None = gated
+        self.dropout = check_dropout_p(dropout, "dropout")
         self.fc1 = nn.Linear(in_features, (2 if gated else 1) * hidden_features, bias, device=device, dtype=dtype)
         self.fc2 = nn.Linear(hidden_features, out_features, bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         product, bias = product_and_bias(self.fc1, nn.Linear, x)
+        dropout_p = self.dropout if self.training else 0.0
+        # Drawn here, not in the checkpoint, which would have to keep random states to draw the same again.
+        seed = BIAS_GELU_DROPOUT.draw_seed(product) if dropout_p else None
+        second = partial(self._second, bias=bias, dropout_p=dropout_p, seed=seed)
         if not (self.recompute and torch.is_grad_enabled()):
-            return self._second(product, bias)
+            return second(product)
         # Computed again with the parameters of this pass, whatever fc2 has then. A touched fc2 may draw random numbers.
         alone = is_untouched(self.fc2, nn.Linear)
-        second = partial(self._second, bias=bias, parameters=(self.fc2.weight, self.fc2.bias) if alone else ())
-        y: Tensor = checkpoint(second, product, use_reentrant=False, preserve_rng_state=not alone)
+        second = partial(second, parameters=(self.fc2.weight, self.fc2.bias) if alone else ())
+        draws = not alone or bool(dropout_p and seed is None)
+        y: Tensor = checkpoint(second, product, use_reentrant=False, preserve_rng_state=draws)
         return y
 
-    def _second(self, product: Tensor, bias: Tensor | None, parameters: tuple[Any, ...] = ()) -> Tensor:
+    def _second(
+        self,
+        product: Tensor,
+        bias: Tensor | None,
+        dropout_p: float,
+        seed: Tensor | None,
+        parameters: tuple[Any, ...] = (),
+    ) -> Tensor:
         if self.gated is None:
-            y = bias_gelu(product, bias, approximate=self.approximate)
+            y = BIAS_GELU_DROPOUT.drop(seed, product, bias, -1, self.approximate, dropout_p)
         else:
-            y = _geglu(self.fc1, product, bias, self.gated, self.approximate)
+            y = _geglu(self.fc1, product, bias, self.gated, self.approximate, seed, dropout_p)
         z: Tensor = nn.functional.linear(y, *parameters) if parameters else self.fc2(y)
         return z
 
     def extra_repr(self) -> str:
         gated = "" if self.gated is None else f", gated={self.gated!r}"
-        return f"approximate={self.approximate!r}, recompute={self.recompute}{gated}"
+        return f"approximate={self.approximate!r}, recompute={self.recompute}{gated}{_dropout_repr(self.dropout)}"
+
+
+def _dropout_repr(dropout: float) -> str:
+    return f", dropout={dropout}" if dropout else ""

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ..core.arithmetic import mul
+from ..core.philox_device import DROPOUT_INTEGERS, counter_at, dropped, load_seed, weight_of_part
 from ..core.tiles import (
     add_bias,
     corner,
@@ -22,6 +23,7 @@ from ..core.tiles import (
     reduce_partials,
     store,
     store_sum,
+    terms,
     tie,
     widen,
 )
@@ -33,11 +35,12 @@ __all__ = ["KERNELS", "bias_gelu_backward", "bias_gelu_forward", "reduce_both_pa
 # Integers are not specialised on their values: no shape compiles a kernel for itself.
 FORWARD_INTEGERS = [
     "batch", "rows", "cols", "row_tiles", "x_batch", "x_row", "y_batch", "y_row", "other_batch", "other_row", "x_half",
+    *DROPOUT_INTEGERS,
 ]  # fmt: skip
 BACKWARD_INTEGERS = [
     "batch", "rows", "cols", "segments", "program_batches", "program_steps",
-    "dy_batch", "dy_row", "ddx_batch", "ddx_row", "x_batch", "x_row", "dx_batch", "dx_row",
-    "other_batch", "other_row", "ddy_batch", "ddy_row", "x_half", "ddx_half", "dx_half",
+    "dy_batch", "dy_row", "ddx_batch", "ddx_row", "x_batch", "x_row", "dx_batch", "dx_row", "other_batch", "other_row",
+    "ddy_batch", "ddy_row", "x_half", "ddx_half", "dx_half", *DROPOUT_INTEGERS,
 ]  # fmt: skip
 
 
@@ -48,7 +51,9 @@ def bias_gelu_forward(
     y_ptr,  # [batch, rows, cols]
     other_ptr,  # [batch, rows, cols], or None
     other_bias_ptr,  # [rows] or [cols], or None
+    seed_ptr,  # [], or None: nothing is dropped
     batch, rows, cols, row_tiles, x_batch, x_row, y_batch, y_row, other_batch, other_row, x_half,
+    counter_batch, counter_row, last, scale, INT64_COUNTER: tl.constexpr,
     FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexpr, BF16_CVT: tl.constexpr,
     ALIGN: tl.constexpr, INT64_INDEX: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     BATCHED: tl.constexpr, GRID_FOLD: tl.constexpr, SAME_STRIDES: tl.constexpr, UNROLL: tl.constexpr,
@@ -56,7 +61,7 @@ def bias_gelu_forward(
 ):  # fmt: skip
     """y = gelu(x + bias), one tile a program, taken in UNROLL parts, with LOADS as core/in_flight.py says.
 
-    If it is GATED (gated_kernels.py), y = gelu(x + bias) (other + other_bias).
+    If it is GATED (gated_kernels.py), y = gelu(x + bias) (other + other_bias). A seed is for core/dropout.py.
     """
     DTYPE: tl.constexpr = y_ptr.dtype.element_ty
     index: tl.constexpr = tl.int64 if INT64_INDEX else tl.int32
@@ -91,6 +96,8 @@ def bias_gelu_forward(
     y = pointers(corner(y_ptr, b, top, left, y_batch, y_row, ALIGN), row, col, y_row, ALIGN)
     x_step = tl.cast(x_row, index) * (DOWN * ALIGN) + RIGHT
     y_step = tl.cast(y_row, index) * (DOWN * ALIGN) + RIGHT
+    seed = load_seed(seed_ptr)
+    counter = counter_at(seed, b, top, left, counter_batch, counter_row, DTYPE, INT64_COUNTER)
     other_step = tl.cast(other_row, index) * (DOWN * ALIGN) + RIGHT
     whole = (top <= rows - BLOCK_ROWS) & (left <= cols - BLOCK_COLS)  # no sum here is past 2^31
     for MASKED in tl.static_range(2):  # a whole tile needs no mask
@@ -113,52 +120,45 @@ def bias_gelu_forward(
             if LOADS == "tied" and MASKED == 0:
                 xs = tie(xs, others, never(batch, rows, cols), ALIGN)
             for i in tl.static_range(UNROLL):
-                inside = mask(row + i * DOWN, col + i * RIGHT, rows - top, cols - left, MASKED)
+                r = row + i * DOWN
+                inside = mask(r, col + i * RIGHT, rows - top, cols - left, MASKED)
                 u = add_bias(xs[(i - FIRST) * ORDER], biases[(i - FIRST) * ORDER], ALIGN, PTX, F32X2)
                 result = gelu(u, FORMULA, DTYPE, PTX, F32X2)  # computed before the address is
                 if GATED != "no":
                     w = add_bias(others[(i - FIRST) * ORDER], other_biases[(i - FIRST) * ORDER], ALIGN, PTX, F32X2)
                     result = mul(result, w, F32X2)
-                store(y + i * y_step, result, inside, BF16_CVT)
+                keep = weight_of_part(seed, counter, r, i * RIGHT, counter_row, last, scale, DTYPE, result.shape[1])
+                store(y + i * y_step, dropped(result, keep, F32X2), inside, BF16_CVT)
 
 
 @triton.jit
 def backward_of_part(
-    dy, ddx, ddother, ddbias, ddother_bias, x, other, bias, other_bias, ddy, dx, dother, inside,
+    dy, keep, ddx, ddother, ddbias, ddother_bias, x, other, bias, other_bias, ddy, dx, dother, inside,
     DTYPE: tl.constexpr, FORMULA: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexpr, BF16_CVT: tl.constexpr,
     ALIGN: tl.constexpr, GATED: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_OTHER: tl.constexpr,
 ):  # fmt: skip
     """Store what a part of a tile has of ddy, dx and dother, and return what dbias and dother_bias are the sums of.
 
-    `dy`, `x` and `other` are loaded already.
+    `dy`, `x` and `other` are loaded already; `keep` is dropout's weight of y, or None.
     """
     if GATED != "no":
         return gated_backward_of_part(
-            dy, ddx, ddother, ddbias, ddother_bias, x, other, bias, other_bias, ddy, dx, dother, inside,
+            dy, keep, ddx, ddother, ddbias, ddother_bias, x, other, bias, other_bias, ddy, dx, dother, inside,
             DTYPE, FORMULA, PTX, F32X2, BF16_CVT, ALIGN, NEEDS_DY, NEEDS_X, NEEDS_OTHER,
         )  # fmt: skip
     else:
         u = add_bias(x, bias, ALIGN, PTX, F32X2)
-        du = widen(dy, DTYPE, ALIGN, PTX, BF16_CVT)
+        du = dropped(widen(dy, DTYPE, ALIGN, PTX, BF16_CVT), keep, F32X2)
         if ddx is None:
             du *= dgelu(u, FORMULA, DTYPE, PTX, F32X2)
         else:
             ddu = load(ddx, inside, DTYPE, ALIGN, PTX, BF16_CVT) + ddbias
             if NEEDS_DY:
-                store(ddy, ddu * dgelu(u, FORMULA, DTYPE, PTX, F32X2), inside, BF16_CVT)
+                store(ddy, dropped(ddu * dgelu(u, FORMULA, DTYPE, PTX, F32X2), keep, F32X2), inside, BF16_CVT)
             du *= ddu * d2gelu(u, FORMULA, DTYPE, PTX, F32X2)
         if NEEDS_X:
             store(dx, du, inside, BF16_CVT)
         return du, du
-
-
-@triton.jit
-def terms(du, ALONG_ROWS: tl.constexpr, ALIGN: tl.constexpr, BITS: tl.constexpr):
-    """What is added up of a part, tile by tile: du, or where a row has one sum, what a thread has of it in a piece."""
-    if ALONG_ROWS:
-        PIECE: tl.constexpr = min(ALIGN, 128 // BITS)
-        du = tl.sum(tl.reshape(du, (du.shape[0], du.shape[1] // PIECE, PIECE)), 2)
-    return du
 
 
 @triton.jit(do_not_specialize=BACKWARD_INTEGERS)
@@ -177,14 +177,16 @@ def bias_gelu_backward(
     other_bias_ptr,  # [rows] or [cols], or None
     dother_ptr,  # as other
     other_sum_ptr,  # [rows] or [cols] where there is one program for each sum, and other is apart; else None
+    seed_ptr,  # [], or None: nothing is dropped
     batch, rows, cols, segments, program_batches, program_steps,
     dy_batch, dy_row, ddx_batch, ddx_row, x_batch, x_row, dx_batch, dx_row,
     other_batch, other_row, ddy_batch, ddy_row, x_half, ddx_half, dx_half,
+    counter_batch, counter_row, last, scale, INT64_COUNTER: tl.constexpr,
     FORMULA: tl.constexpr, BIAS: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexpr, BF16_CVT: tl.constexpr,
     ALIGN: tl.constexpr, INT64_INDEX: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
     SAME_STRIDES: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_BIAS: tl.constexpr,
-    UNROLL: tl.constexpr, LOADS: tl.constexpr,
-    GATED: tl.constexpr, NEEDS_OTHER: tl.constexpr, NEEDS_OTHER_BIAS: tl.constexpr,
+    UNROLL: tl.constexpr, LOADS: tl.constexpr, GATED: tl.constexpr,
+    NEEDS_OTHER: tl.constexpr, NEEDS_OTHER_BIAS: tl.constexpr,
 ):  # fmt: skip
     """dx = dy * gelu'(u), u = x + bias, and its sums over everything but BIAS, in one pass.
 
@@ -194,18 +196,18 @@ def bias_gelu_backward(
 
     A program stays on one tile of BIAS and goes along the other axis, UNROLL tiles a step, with LOADS as
     core/in_flight.py says: through one of `segments` parts of that axis (`program_steps` steps), in `program_batches`
-    batches. It stores the sum of all that as float32.
-    A bias may be None while its gradient is wanted: it has then been added to x already.
+    batches. It stores the sum of all that as float32. A bias may be None while its gradient is wanted: it has then been
+    added to x already. With a seed dy and ddy are multiplied by what dropout did to y.
     """
     index: tl.constexpr = tl.int64 if INT64_INDEX else tl.int32
     rows = integer(rows)
     cols = tl.cast(cols, index) * ALIGN
     if SAME_STRIDES:  # then offsets are computed once
-        dy_batch, dy_row, ddx_batch, ddx_row, dx_batch, dx_row = x_batch, x_row, x_batch, x_row, x_batch, x_row
-        other_batch, other_row, ddy_batch, ddy_row = x_batch, x_row, x_batch, x_row
+        dy_batch, ddx_batch, dx_batch, other_batch, ddy_batch = x_batch, x_batch, x_batch, x_batch, x_batch
+        dy_row, ddx_row, dx_row, other_row, ddy_row = x_row, x_row, x_row, x_row, x_row
     if GATED == "no":
         ddy_batch, ddy_row = dx_batch, dx_row
-    if GATED == "first" or GATED == "second":
+    elif GATED == "first" or GATED == "second":
         other_batch, other_row = x_batch, x_row
     partial = tl.program_id(1)
     first_batch = partial // segments * program_batches
@@ -232,6 +234,7 @@ def bias_gelu_backward(
     bias = load_vector(u_bias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, BF16_CVT, True)
     bias += 0.0  # never -0: nor is a sum then
     zero = never(batch, rows, cols)
+    seed = load_seed(seed_ptr)
     ddbias = load_vector(ddu_bias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, BF16_CVT, True)
     w_bias_ptr = factor(bias_ptr, other_bias_ptr, size, GATED)
     ddw_bias_ptr = factor(ddbias_ptr, ddother_bias_ptr, size, GATED)
@@ -254,6 +257,7 @@ def bias_gelu_backward(
         other_tile = corner(factor(x_ptr, other_ptr, half, GATED), b, top, left, other_batch, other_row, ALIGN)
         dother_tile = corner(factor(dx_ptr, dother_ptr, dhalf, GATED), b, top, left, dx_batch, dx_row, ALIGN)
         ddother_tile = corner(factor(ddx_ptr, ddother_ptr, ddhalf, GATED), b, top, left, ddx_batch, ddx_row, ALIGN)
+        counter = counter_at(seed, b, top, left, counter_batch, counter_row, DTYPE, INT64_COUNTER)
         for step in range(whole):  # whole tiles need no mask
             xs = ()
             dys = ()
@@ -269,9 +273,11 @@ def bias_gelu_backward(
                 xs = tie(xs, dys + others, zero, ALIGN)
             for i in tl.static_range(UNROLL):
                 r = row + (step * UNROLL + i) * DOWN
-                c = col + (step * UNROLL + i) * RIGHT
+                right = (step * UNROLL + i) * RIGHT
+                c = col + right
+                keep = weight_of_part(seed, counter, r, right, counter_row, last, scale, DTYPE, BLOCK_COLS)
                 du, dw = backward_of_part(
-                    dys[(i - FIRST) * ORDER], pointers(ddx_tile, r, c, ddx_row, ALIGN),
+                    dys[(i - FIRST) * ORDER], keep, pointers(ddx_tile, r, c, ddx_row, ALIGN),
                     pointers(ddother_tile, r, c, ddx_row, ALIGN), ddbias, ddother_bias, xs[(i - FIRST) * ORDER],
                     others[(i - FIRST) * ORDER] if GATED != "no" else None, bias, other_bias,
                     pointers(ddy_tile, r, c, ddy_row, ALIGN), pointers(dx_tile, r, c, dx_row, ALIGN),
@@ -290,8 +296,9 @@ def bias_gelu_backward(
             other = None
             if GATED != "no":
                 other = load_raw(pointers(other_tile, r, c, other_row, ALIGN), inside, LOADS == "volatile")
+            keep = weight_of_part(seed, counter, r, step * RIGHT, counter_row, last, scale, DTYPE, BLOCK_COLS)
             du, dw = backward_of_part(
-                dy, pointers(ddx_tile, r, c, ddx_row, ALIGN), pointers(ddother_tile, r, c, ddx_row, ALIGN),
+                dy, keep, pointers(ddx_tile, r, c, ddx_row, ALIGN), pointers(ddother_tile, r, c, ddx_row, ALIGN),
                 ddbias, ddother_bias, x, other, bias, other_bias,
                 pointers(ddy_tile, r, c, ddy_row, ALIGN), pointers(dx_tile, r, c, dx_row, ALIGN),
                 pointers(dother_tile, r, c, dx_row, ALIGN), inside,

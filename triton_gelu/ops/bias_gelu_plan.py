@@ -14,10 +14,19 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..core import in_flight
+from ..core.dropout import NOTHING_DROPPED, Drops, numbered, split_numbered
 from ..core.matrices import Ints, Matrices, matrices_with_result
 from ..core.plan import ALIGN, PARTIALS, Backward, Launch, Partials, Plan, Step, cdiv, num_warps, reduce
 from ..core.targets import Target
-from ..core.tiling import ACCESSES, Tile, backward_tile, forward_tile, partial_share, partial_sums
+from ..core.tiling import (
+    ACCESSES,
+    Tile,
+    backward_tile,
+    forward_tile,
+    of_whole_counters,
+    partial_share,
+    partial_sums,
+)
 
 GRID_FOLD = 32768  # grid axes y and z end at 65535 programs: what is larger is folded over both
 
@@ -40,11 +49,16 @@ class Gate:
 NO_GATE = Gate()
 
 
-def forward(target: Target, layout: Ints, x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Plan:
+def forward(
+    target: Target, layout: Ints, x: Tensor, bias: Tensor | None, dim: int, approximate: str, *, dropout_p: float = 0.0
+) -> Plan:
     """Plan y = gelu(x + bias); `layout` has the strides of results."""
-    matrices, copied = matrices_with_result(layout, x.shape, None if bias is None else dim, x.stride())
-    launch = forward_launch(matrices, x.itemsize, approximate, target)
-    return Plan((Step(launch, ("x", "bias", "y", None, None)),), dense=("x",) if copied else ())
+    places = numbered(x.shape, dim, layout, dropout_p, x.itemsize)
+    axis = None if bias is None else dim
+    matrices, copied = matrices_with_result(layout, x.shape, axis, x.stride(), numbered=places)
+    matrices, drops = split_numbered(matrices, dropout_p, x.itemsize)
+    launch = forward_launch(matrices, x.itemsize, approximate, target, drops=drops)
+    return Plan((Step(launch, ("x", "bias", "y", None, None, "seed")),), dense=("x",) if copied else ())
 
 
 def backward(
@@ -56,10 +70,12 @@ def backward(
     dim: int,
     approximate: str,
     needs: tuple[bool, bool],
+    *,
+    dropout_p: float = 0.0,
 ) -> Plan:
     """Plan dx and dbias in one pass."""
-    given = {"dy": dy, "ddx": None, "x": x}
-    return _backward(target, layout, given, bias, dim, approximate, (False, *needs), ("ddy", "dx", "dbias"))
+    given, names = {"dy": dy, "ddx": None, "x": x}, ("ddy", "dx", "dbias")
+    return _backward(target, layout, given, bias, dim, approximate, dropout_p, (False, *needs), names)
 
 
 def double_backward(
@@ -73,10 +89,12 @@ def double_backward(
     dim: int,
     approximate: str,
     needs: tuple[bool, bool, bool],
+    *,
+    dropout_p: float = 0.0,
 ) -> Plan:
     """Plan the gradients of `backward` for dy, x and bias, in one pass."""
-    given = {"dy": dy, "ddx": ddx, "x": x}
-    return _backward(target, layout, given, bias, dim, approximate, needs, ("ddy", "d2x", "d2bias"))
+    given, names = {"dy": dy, "ddx": ddx, "x": x}, ("ddy", "d2x", "d2bias")
+    return _backward(target, layout, given, bias, dim, approximate, dropout_p, needs, names)
 
 
 def forward_after_bias(target: Target, layout: Ints, x: Tensor, bias: Tensor, dim: int, approximate: str) -> Plan:
@@ -109,6 +127,7 @@ def _backward(
     bias: Tensor | None,
     dim: int,
     approximate: str,
+    dropout_p: float,
     needs: tuple[bool, bool, bool],
     results: tuple[str, str, str],
 ) -> Plan:
@@ -118,23 +137,35 @@ def _backward(
     assert dy is not None
     ddx = given["ddx"]
     strides = dy.stride(), (dy if ddx is None else ddx).stride(), x.stride()
-    matrices, copied = matrices_with_result(layout, x.shape, None if bias is None else dim, *strides)
+    places = numbered(x.shape, dim, layout, dropout_p, x.itemsize)
+    axis = None if bias is None else dim
+    matrices, copied = matrices_with_result(layout, x.shape, axis, *strides, numbered=places)
+    matrices, drops = split_numbered(matrices, dropout_p, x.itemsize)
     needs_dy, needs_x, needs_bias = needs
     plan = backward_launches(
-        matrices, x.itemsize, approximate, target, needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias
-    )
+        matrices, x.itemsize, approximate, target,
+        needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias, drops=drops,
+    )  # fmt: skip
     ddy, dx, dbias = results
     partials = Partials(dbias, plan.partials, matrices.bias_size, plan.reduce) if needs_bias else None
-    tensors = "dy", "ddx", "ddbias", "x", "bias", ddy, dx, PARTIALS if needs_bias else None, *(None,) * 6
+    tensors = "dy", "ddx", "ddbias", "x", "bias", ddy, dx, PARTIALS if needs_bias else None, *(None,) * 6, "seed"
     dense = tuple(name for name, tensor in given.items() if tensor is not None) if copied else ()
     return Plan((Step(plan.main, tensors),), partials, dense)
 
 
-def forward_launch(matrices: Matrices, itemsize: int, formula: str, target: Target, gate: Gate = NO_GATE) -> Launch:
+def forward_launch(
+    matrices: Matrices,
+    itemsize: int,
+    formula: str,
+    target: Target,
+    gate: Gate = NO_GATE,
+    drops: Drops = NOTHING_DROPPED,
+) -> Launch:
     """Plan `y = gelu(x + bias)`; `matrices` has the strides of x, y and, if there is a gate, of other."""
     align = math.gcd(matrices.alignment(ALIGN), *gate.halves)
     chosen = in_flight.forward(target, align, gated=gate.gated != "no")
     tile = forward_tile(matrices, itemsize, target.tile_scale, chosen)
+    tile = tile if drops.rate is None else of_whole_counters(tile, chosen.unroll)
     row_tiles = cdiv(matrices.rows, tile.rows)
     stacked = row_tiles * matrices.batch
     return Launch(
@@ -142,10 +173,10 @@ def forward_launch(matrices: Matrices, itemsize: int, formula: str, target: Targ
         grid=(cdiv(matrices.cols, tile.cols), min(stacked, GRID_FOLD), cdiv(stacked, GRID_FOLD)),
         integers=(
             matrices.batch, matrices.rows, matrices.cols // align, row_tiles,
-            *_strides(matrices, 3, align), gate.halves[0] // align,
+            *_strides(matrices, 3, align), gate.halves[0] // align, *drops.integers,
         ),
         constants=(
-            *_constants(matrices, formula, target, align, tile, tile.rows),
+            *drops.constants, *_constants(matrices, formula, target, align, tile, tile.rows),
             ("BATCHED", matrices.batch > 1), ("GRID_FOLD", GRID_FOLD), ("SAME_STRIDES", _same_strides(matrices)),
             ("UNROLL", chosen.unroll), ("LOADS", chosen.loads), ("GATED", gate.gated),
         ),
@@ -167,6 +198,7 @@ def backward_launches(
     needs_other: bool = False,
     needs_other_bias: bool = False,
     double: bool | None = None,
+    drops: Drops = NOTHING_DROPPED,
 ) -> Backward:
     """Plan `dx = dy * gelu'(x + bias)` and its sum over everything but the axis of the bias.
 
@@ -182,6 +214,7 @@ def backward_launches(
     )
     places = target.processors * chosen.programs
     tile = backward_tile(matrices, itemsize, target.tile_scale, places)
+    tile = tile if drops.rate is None else of_whole_counters(tile, 1)
     unroll = chosen.unroll
     if matrices.bias == "rows":
         tiles, length, step = cdiv(matrices.rows, tile.rows), matrices.cols, tile.cols * unroll
@@ -198,10 +231,10 @@ def backward_launches(
         grid=(tiles, sums.count, 1),
         integers=(
             matrices.batch, matrices.rows, matrices.cols // align, sums.segments, sums.batches, sums.steps,
-            *_strides(matrices, 6, align), *(half // align for half in gate.halves),
+            *_strides(matrices, 6, align), *(half // align for half in gate.halves), *drops.integers,
         ),
         constants=(
-            *_constants(
+            *drops.constants, *_constants(
                 matrices, formula, target, align, tile, tile.rows if matrices.bias == "rows" else sums.steps * step
             ),
             ("SAME_STRIDES", _same_strides(matrices)),

@@ -14,6 +14,7 @@ The gradients are dx = dy w gelu'(u) and dother = dy gelu(u), and those of these
 import triton
 import triton.language as tl
 
+from ..core.philox_device import dropped
 from ..core.tiles import add_bias, load, load_raw, store, store_sum, widen
 from ..formulas.device import d2gelu, gelu_and_dgelu
 
@@ -46,18 +47,18 @@ def factor(ptr, other_ptr, half, GATED: tl.constexpr):
 
 @triton.jit
 def gated_backward_of_part(
-    dy, ddx, ddother, ddbias, ddother_bias, x, other, bias, other_bias, ddy, dx, dother, inside,
+    dy, keep, ddx, ddother, ddbias, ddother_bias, x, other, bias, other_bias, ddy, dx, dother, inside,
     DTYPE: tl.constexpr, FORMULA: tl.constexpr, PTX: tl.constexpr, F32X2: tl.constexpr, BF16_CVT: tl.constexpr,
     ALIGN: tl.constexpr, NEEDS_DY: tl.constexpr, NEEDS_X: tl.constexpr, NEEDS_OTHER: tl.constexpr,
 ):  # fmt: skip
     """Store ddy, dx and dother of a part of a tile, and return what dbias and dother_bias are the sums of.
 
-    `dy`, `x` and `other` are loaded already. With ddx and ddother, the gradients of dx and dother, this is the second
-    backward pass.
+    `dy`, `x` and `other` are loaded already; `keep` is dropout's weight of y, or None. With ddx and ddother, the
+    gradients of dx and dother, this is the second backward pass.
     """
     u = add_bias(x, bias, ALIGN, PTX, F32X2)
     w = add_bias(other, other_bias, ALIGN, PTX, F32X2)
-    dy = widen(dy, DTYPE, ALIGN, PTX, BF16_CVT)
+    dy = dropped(widen(dy, DTYPE, ALIGN, PTX, BF16_CVT), keep, F32X2)
     value, slope = gelu_and_dgelu(u, FORMULA, DTYPE, PTX, F32X2)
     if ddx is None:
         du = dy * w * slope
@@ -68,7 +69,7 @@ def gated_backward_of_part(
         dw = dy * ddu * slope
         ddu *= w
         if NEEDS_DY:
-            store(ddy, ddu * slope + ddw * value, inside, BF16_CVT)
+            store(ddy, dropped(ddu * slope + ddw * value, keep, F32X2), inside, BF16_CVT)
         du = dy * (ddu * d2gelu(u, FORMULA, DTYPE, PTX, F32X2) + ddw * slope)
     if NEEDS_X:
         store(dx, du, inside, BF16_CVT)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..core.dropout import numbered, split_numbered
 from ..core.matrices import Ints, Matrices, matrices
 from ..core.plan import PARTIALS, Partials, Plan, Step
 from ..core.targets import Target
@@ -18,15 +19,24 @@ from .bias_gelu_plan import Gate, backward_launches, forward_launch
 
 
 def joined_forward(
-    target: Target, layout: Ints, x: Tensor, bias: Tensor | None, dim: int, approximate: str, activated: str
+    target: Target,
+    layout: Ints,
+    x: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    approximate: str,
+    activated: str,
+    *,
+    dropout_p: float = 0.0,
 ) -> Plan:
     """Plan y = gelu(one half of x + bias) times the other."""
     shape, y = _half(x, dim), _dense_half(x, dim)
-    axis = None if bias is None else dim
-    seen, strides = _together(shape, axis, (x.stride(), y), (layout, y))
+    axis, places = None if bias is None else dim, numbered(shape, dim, y, dropout_p, x.itemsize)
+    seen, strides = _together(shape, axis, (x.stride(), y, *places), (layout, y, *places))
+    seen, drops = split_numbered(seen, dropout_p, x.itemsize)
     gate = Gate(activated, (_offset(shape, strides[0], dim), 0, 0))
-    launch = forward_launch(_with_factor(seen, 0), x.itemsize, approximate, target, gate)
-    return Plan((Step(launch, ("x", "bias", "y", None, None)),), dense=("x",) if strides[0] is layout else ())
+    launch = forward_launch(_with_factor(seen, 0), x.itemsize, approximate, target, gate, drops)
+    return Plan((Step(launch, ("x", "bias", "y", None, None, "seed")),), dense=("x",) if strides[0] is layout else ())
 
 
 def forward(
@@ -38,13 +48,18 @@ def forward(
     other_bias: Tensor | None,
     dim: int,
     approximate: str,
+    *,
+    dropout_p: float = 0.0,
 ) -> Plan:
     """Plan y = gelu(x + bias) (other + other_bias)."""
     axis = None if bias is None and other_bias is None else dim
-    seen, strides = _together(x.shape, axis, (x.stride(), layout, other.stride()), (layout,) * 3)
-    launch = forward_launch(seen, x.itemsize, approximate, target, Gate("apart"))
+    places = numbered(x.shape, dim, layout, dropout_p, x.itemsize)
+    lie = x.stride(), layout, other.stride(), *places
+    seen, strides = _together(x.shape, axis, lie, (*(layout,) * 3, *places))
+    seen, drops = split_numbered(seen, dropout_p, x.itemsize)
+    launch = forward_launch(seen, x.itemsize, approximate, target, Gate("apart"), drops)
     dense = ("x", "other") if strides[0] is layout else ()
-    return Plan((Step(launch, ("x", "bias", "y", "other", "other_bias")),), dense=dense)
+    return Plan((Step(launch, ("x", "bias", "y", "other", "other_bias", "seed")),), dense=dense)
 
 
 def joined_backward(
@@ -57,9 +72,12 @@ def joined_backward(
     approximate: str,
     activated: str,
     needs: tuple[bool, bool],
+    *,
+    dropout_p: float = 0.0,
 ) -> Plan:
     """Plan dx and dbias of both halves in one pass."""
-    return _joined_backward(target, layout, {"dy": dy, "x": x}, bias, dim, approximate, activated, (False, *needs))
+    given = {"dy": dy, "x": x}
+    return _joined_backward(target, layout, given, bias, dim, approximate, activated, dropout_p, (False, *needs))
 
 
 def joined_double_backward(
@@ -74,10 +92,12 @@ def joined_double_backward(
     approximate: str,
     activated: str,
     needs: tuple[bool, bool, bool],
+    *,
+    dropout_p: float = 0.0,
 ) -> Plan:
     """Plan the gradients of `joined_backward` for dy, x and bias, in one pass."""
     given = {"dy": dy, "x": x, "ddx": ddx}
-    return _joined_backward(target, layout, given, bias, dim, approximate, activated, needs)
+    return _joined_backward(target, layout, given, bias, dim, approximate, activated, dropout_p, needs)
 
 
 def _joined_backward(
@@ -88,14 +108,17 @@ def _joined_backward(
     dim: int,
     approximate: str,
     activated: str,
+    dropout_p: float,
     needs: tuple[bool, bool, bool],
 ) -> Plan:
     """Either of them."""
     x, double = given["x"], "ddx" in given
     shape, y = _half(x, dim), _dense_half(x, dim)
     ddx = given.get("ddx", x)
-    lie = given["dy"].stride(), ddx.stride(), x.stride(), layout, y
-    seen, strides = _together(shape, None if bias is None else dim, lie, (y, layout, layout, layout, y))
+    places = numbered(shape, dim, y, dropout_p, x.itemsize)
+    lie = given["dy"].stride(), ddx.stride(), x.stride(), layout, y, *places
+    seen, strides = _together(shape, None if bias is None else dim, lie, (y, layout, layout, layout, y, *places))
+    seen, drops = split_numbered(seen, dropout_p, x.itemsize)
     dense = tuple(given) if strides[2] is layout else ()
     needs_dy, needs_x, needs_bias = needs
     x_half, ddx_half, dx_half = (_offset(shape, strides[place], dim) for place in (2, 1, 3))
@@ -105,11 +128,11 @@ def _joined_backward(
         ),
         x.itemsize, approximate, target, double=double,
         needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias, needs_other=needs_x, needs_other_bias=needs_bias,
-        gate=Gate(activated, (x_half, ddx_half if double else 0, dx_half)),
+        gate=Gate(activated, (x_half, ddx_half if double else 0, dx_half)), drops=drops,
     )  # fmt: skip
     dx, dbias = ("d2x", "d2bias") if double else ("dx", "dbias")
     sums = Partials(dbias, plan.partials, 2 * seen.bias_size, plan.reduce) if needs_bias else None
-    tensors = "dy", "ddx", "ddbias", "x", "bias", "ddy", dx, PARTIALS if needs_bias else None, *(None,) * 6
+    tensors = "dy", "ddx", "ddbias", "x", "bias", "ddy", dx, PARTIALS if needs_bias else None, *(None,) * 6, "seed"
     return Plan((Step(plan.main, tensors),), sums, dense)
 
 
@@ -124,11 +147,13 @@ def backward(
     dim: int,
     approximate: str,
     needs: tuple[bool, bool, bool, bool],
+    *,
+    dropout_p: float = 0.0,
 ) -> Plan:
     """Plan the gradients of x, other and both biases in one pass."""
     given = {"dy": dy, "x": x, "other": other}
     return _backward(
-        target, layout, given, bias is not None or other_bias is not None, dim, approximate, (False, *needs)
+        target, layout, given, bias is not None or other_bias is not None, dim, approximate, dropout_p, (False, *needs)
     )
 
 
@@ -147,10 +172,14 @@ def double_backward(
     dim: int,
     approximate: str,
     needs: tuple[bool, bool, bool, bool, bool],
+    *,
+    dropout_p: float = 0.0,
 ) -> Plan:
     """Plan the gradients of `backward` for dy, x, other and both biases, in one pass."""
     given = {"dy": dy, "x": x, "other": other, "ddx": ddx, "ddother": ddother}
-    return _backward(target, layout, given, bias is not None or other_bias is not None, dim, approximate, needs)
+    return _backward(
+        target, layout, given, bias is not None or other_bias is not None, dim, approximate, dropout_p, needs
+    )
 
 
 def _backward(
@@ -160,18 +189,23 @@ def _backward(
     biased: bool,
     dim: int,
     approximate: str,
+    dropout_p: float,
     needs: tuple[bool, bool, bool, bool, bool],
 ) -> Plan:
     """Either of them. The gradients of dx and dother have to lie alike."""
     x, double = given["x"], "ddx" in given
     ddx, ddother = given.get("ddx", x), given.get("ddother", x)
-    lie = given["dy"].stride(), ddx.stride(), x.stride(), layout, given["other"].stride(), layout
-    seen, strides = _together(x.shape, dim if biased else None, lie, (layout,) * 6, ddx.stride() == ddother.stride())
+    places = numbered(x.shape, dim, layout, dropout_p, x.itemsize)
+    lie = given["dy"].stride(), ddx.stride(), x.stride(), layout, given["other"].stride(), layout, *places
+    axis, alike = dim if biased else None, ddx.stride() == ddother.stride()
+    seen, strides = _together(x.shape, axis, lie, (*(layout,) * 6, *places), alike)
+    seen, drops = split_numbered(seen, dropout_p, x.itemsize)
     dense = tuple(given) if strides[2] is layout else ()
     needs_dy, needs_x, needs_other, needs_bias, needs_other_bias = needs
     plan = backward_launches(
         seen, x.itemsize, approximate, target, gate=Gate("apart"), double=double, needs_dy=needs_dy, needs_x=needs_x,
         needs_bias=needs_bias, needs_other=needs_other, needs_other_bias=needs_other_bias,
+        drops=drops,
     )  # fmt: skip
     d = "d2" if double else "d"
     wanted = [name for name, needed in ((f"{d}bias", needs_bias), (f"{d}other_bias", needs_other_bias)) if needed]
@@ -187,6 +221,7 @@ def _backward(
     tensors = (
         "dy", "ddx", "ddbias", "x", "bias", "ddy", f"{d}x", PARTIALS if wanted else None,
         "ddother", "ddother_bias", "other", "other_bias", f"{d}other", wanted[1] if both and not several else None,
+        "seed",
     )  # fmt: skip
     return Plan((Step(plan.main, tensors),), sums, dense)
 
