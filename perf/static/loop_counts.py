@@ -97,6 +97,7 @@ KERNELS: Mapping[str, Callable[[SimpleNamespace, Program], Trips]] = {
     "bias_gelu_transpose_forward": transpose,
     "bias_gelu_transpose_backward": transpose,
     "reduce_partials": reduce_partials,
+    "reduce_both_partials": reduce_partials,
     "column_sums": rows_of_a_partial,
     "tile_backward": rows_of_a_partial,
     "gated_backward": rows_of_a_partial,
