@@ -24,13 +24,12 @@ from perf.accuracy.truth import gelu
 from perf.rows import ROOT
 from triton_gelu import bias_gelu, bias_gelu_transpose
 from triton_gelu.core import compat_triton, run, targets
-from triton_gelu.core.matrices import matrices
 from triton_gelu.core.plan import Launch
 from triton_gelu.core.run import Run
 from triton_gelu.core.tiles import store
-from triton_gelu.ops import bias_gelu_kernels, bias_gelu_plan
 from triton_gelu.ops.bias_gelu import BIAS_GELU
 from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
+from triton_gelu.ops.gelu_after_bias import GELU_AFTER_BIAS
 
 LAUNCHED = BIAS_GELU.launched
 assert LAUNCHED is not None
@@ -100,17 +99,11 @@ def test_a_bias_that_was_added_before_has_a_gradient_too(
     dtype: torch.dtype, shape: tuple[int, ...], dim: int, device: str
 ) -> None:
     u, dy = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
-    m = matrices(shape, dim, *[u.stride()] * 4)
-    assert m is not None
-    how = {"needs_dy": False, "needs_x": True, "needs_bias": True}
-    plan = bias_gelu_plan.backward_launches(m, u.itemsize, "tanh", run.device_target(u.device), **how)
-    dx, dbias = torch.empty_like(u), torch.empty(shape[dim], device=device, dtype=dtype)
-    sums = dbias if plan.reduce is None else torch.empty(plan.partials, shape[dim], device=device)
-    Run(plan.main, bias_gelu_kernels, u.device)((dy, None, None, u, None, None, dx, sums))
-    if plan.reduce is not None:
-        Run(plan.reduce, bias_gelu_kernels, u.device)((sums, dbias))
     zero = torch.zeros(shape[dim], device=device, dtype=dtype)
-    for ours, same in zip((dx, dbias), LAUNCHED.backward(dy, u, zero, dim, "tanh", (True, True)), strict=True):
+    assert GELU_AFTER_BIAS.launched is not None
+    gradients = GELU_AFTER_BIAS.launched.backward(dy, u, zero, dim, "tanh", (True, True))
+    for ours, same in zip(gradients, LAUNCHED.backward(dy, u, zero, dim, "tanh", (True, True)), strict=True):
+        assert ours is not None
         assert same is not None
         assert torch.equal(ours, same)
 
