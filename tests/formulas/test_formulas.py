@@ -44,15 +44,20 @@ def evaluate(
     tl.store(y_ptr + 2 * ROWS * COLS + at, d2gelu(u, FORMULA, DTYPE, CAPABLE, CAPABLE))
 
 
-def results(x: torch.Tensor, formula: str, capable: bool = False) -> torch.Tensor:
-    """[3, n]: value and derivatives at x, in the type of x."""
+def unrounded(x: torch.Tensor, formula: str, capable: bool = False) -> torch.Tensor:
+    """[3, n]: value and derivatives at x, for results in the type of x, in float32."""
     rows = triton.next_power_of_2(triton.cdiv(x.numel(), COLS))
     u = torch.zeros(rows * COLS, device=DEVICE)
     u[: x.numel()] = x
     y = torch.empty(3, rows * COLS, device=DEVICE)
     with np.errstate(all="ignore"):
         evaluate[(1,)](u, y, formula, TRITON[x.dtype], capable, rows, COLS)
-    return y[:, : x.numel()].to(x.dtype).cpu()
+    return y[:, : x.numel()].cpu()
+
+
+def results(x: torch.Tensor, formula: str, capable: bool = False) -> torch.Tensor:
+    """The same, rounded to the type of x."""
+    return unrounded(x, formula, capable).to(x.dtype)
 
 
 @functools.cache
@@ -120,6 +125,28 @@ def test_every_16_bit_input_is_rounded_almost_correctly(formula, dtype, capable,
         assert (y[finite & ~kept].abs() <= FLUSHED).all()
         assert (error[finite] <= 0.5).double().mean() >= 0.99
         assert error[~finite].max() == 0
+
+
+UNROUNDED = {torch.float16: 1e-5, torch.bfloat16: 5e-5}
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_slopes_that_a_bias_gradient_sums_are_right_before_rounding_and_on_average(formula, dtype):
+    x, index = truth.every(dtype).double().nan_to_num(nan=torch.inf).sort()
+    finite = x.isfinite()
+    error = unrounded(truth.every(dtype), formula)[SLOPE].double() - exact(dtype, formula, SLOPE)
+    x, error = x[finite], error[index][finite]
+    assert error.abs().max() <= UNROUNDED[dtype]
+    assert error[x.abs() < 1e-4].abs().max() <= 5e-7  # at 0 the slope is 1/2
+
+    near = x.abs() < 8
+    x, error = x[near], error[near]
+    distance = torch.cat(torch.gradient(x))
+    for deviation in (0.05, 0.3, 1.0):
+        for mean in torch.linspace(-3, 3, 61, dtype=torch.float64):
+            share = distance * torch.exp(-(((x - mean) / deviation) ** 2) / 2)
+            assert abs((share * error).sum() / share.sum()) <= UNROUNDED[dtype] / 5
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=["float16", "bfloat16"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from truth import one_pass, spacing, true_pass
+from truth import FORMULAS, one_pass, spacing, true_pass
 
 from triton_gelu import bias_gelu
 from triton_gelu.core.matrices import matrices
@@ -37,6 +37,21 @@ def test_the_bias_gradient_of_a_million_rows_is_within_2_ulp(kind: str, device: 
     assert isinstance(dbias, Tensor)
     assert isinstance(true, Tensor)
     assert ((dbias.double() - true).abs() <= 2 * spacing(true, torch.bfloat16)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("approximate", FORMULAS)
+def test_a_float32_bias_gradient_of_a_million_terms_has_no_error_that_adds_up(
+    approximate: str, dtype: torch.dtype, device: str
+) -> None:
+    x = (torch.randn(2, ROWS) / 100).to(device, dtype)
+    bias, dy = torch.tensor([-0.03, 0.03], device=device), torch.ones_like(x)
+    _, _, dbias = one_pass(lambda x, bias: bias_gelu(x, bias, dim=0, approximate=approximate), x, bias, dy)
+    _, _, true = true_pass(x, bias, dy, 0, approximate)
+    assert isinstance(dbias, Tensor)
+    assert isinstance(true, Tensor)
+    assert dbias.dtype == torch.float32
+    assert ((dbias.double() - true).abs() <= 1e-5 * ROWS).all()
 
 
 @pytest.mark.parametrize("processors", [108, 132, 148])
