@@ -316,6 +316,7 @@ X = torch.randn(4, 8)
         (float("nan"), ValueError, "dropout_p must be between 0 and 1, got nan"),
         ("0.1", TypeError, "dropout_p must be a float, got str"),
         (None, TypeError, "dropout_p must be a float, got NoneType"),
+        (True, TypeError, "dropout_p must be a float, got bool"),
     ],
 )
 @pytest.mark.parametrize("name", FUNCTIONS)
