@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import Logistic, Normal, plain
 from .plain import CLOSED, LOG2_E, formula_of
-from .polynomials import EXACT, LIFT, Exact
+from .polynomials import EXACT, Exact
 
 
 def value(u: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
@@ -40,7 +40,7 @@ def slope(u: Tensor, approximate: str, dtype: torch.dtype) -> Tensor:
     if isinstance(formula.gate, Normal):
         exact = _exact(dtype)
         n = _negative(u, exact)
-        tail = torch.exp2(n * n * (-0.5 * LOG2_E) + LIFT) * _horner(n, exact.slope)
+        tail = torch.exp2(_horner(n, exact.log2_bell)) * _horner(n, exact.slope)
         return torch.where(u < 0, tail, 1 - tail)
     u = u.clamp(CLOSED, formula.opened)
     root = _root(u, formula.gate)

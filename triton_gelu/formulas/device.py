@@ -87,8 +87,9 @@ def _constants(coefficients: tuple[float, ...]) -> tl.constexpr | tuple[float, .
     return coefficients if INTERPRETED.value else tl.constexpr(coefficients)
 
 
-# The exact gate in 16 bits, and its slope.
+# The exact gate in 16 bits, and the two factors of its slope.
 GATE_FLOAT16, GATE_BFLOAT16 = (_constants(EXACT[name].log2_gate) for name in ("float16", "bfloat16"))
+FALL_FLOAT16, FALL_BFLOAT16 = (_constants(EXACT[name].log2_bell) for name in ("float16", "bfloat16"))
 SLOPE_FLOAT16, SLOPE_BFLOAT16 = (_constants(EXACT[name].slope) for name in ("float16", "bfloat16"))
 
 
@@ -181,11 +182,11 @@ def exact_gate(n, DTYPE: tl.constexpr, F32X2: tl.constexpr):
 
 @triton.jit
 def exact_slope(n, DTYPE: tl.constexpr):
-    """gelu'(n) / e in 16 bits."""
+    """gelu'(n) in 16 bits, as an exponential and what it is multiplied by. The exponential is not that of `gate`."""
     if DTYPE == tl.float16:
-        return horner(n, 1.0, SLOPE_FLOAT16, False)
+        return tl.exp2(horner(n, 1.0, FALL_FLOAT16, False)), horner(n, 1.0, SLOPE_FLOAT16, False)
     elif DTYPE == tl.bfloat16:
-        return horner(n, 1.0, SLOPE_BFLOAT16, False)
+        return tl.exp2(horner(n, 1.0, FALL_BFLOAT16, False)), horner(n, 1.0, SLOPE_BFLOAT16, False)
     else:
         tl.static_assert(False, f"no polynomial of the exact slope is known for results of type {DTYPE}")
 
@@ -238,7 +239,8 @@ def dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.constexpr, F32X
     """gelu'(u), the first derivative."""
     n = negative(u, FORMULA, DTYPE, True, PTX)
     if FORMULA == "none" and DTYPE != tl.float32:
-        return mirrored(u, exponential(n, FORMULA, DTYPE, False), exact_slope(n, DTYPE), PTX)
+        e, m = exact_slope(n, DTYPE)
+        return mirrored(u, e, m, PTX)
     else:
         e, m, g = gate(n, FORMULA, DTYPE, False, PTX, F32X2)
         return mirrored(u, e, fma(n, g, m, False), PTX)
@@ -251,7 +253,8 @@ def gelu_and_dgelu(u, FORMULA: tl.constexpr, DTYPE: tl.constexpr, PTX: tl.conste
     relu = at_least(u, 0.0, PTX)
     if FORMULA == "none" and DTYPE != tl.float32:
         y = fma(n, exact_gate(n, DTYPE, F32X2), relu, F32X2)
-        return y, mirrored(u, exponential(n, FORMULA, DTYPE, False), exact_slope(n, DTYPE), PTX)
+        e, m = exact_slope(n, DTYPE)
+        return y, mirrored(u, e, m, PTX)
     else:
         e, m, g = gate(n, FORMULA, DTYPE, False, PTX, F32X2)
         y = fma(mul(n, e, F32X2), m, relu, F32X2)
