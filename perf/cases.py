@@ -20,6 +20,7 @@ DIRECTIONS = ("forward", "forward_backward")
 SEED = 0
 MOST_ELEMENTS = 2**60  # a size in bytes is a signed number of 64 bits, also in float64
 FRESH = "fresh memory"  # how the names of such cases end
+OWN = "own"  # the name of cases whose shape a command was given
 MOVED = {
     "forward": (2, 1, 1),
     "backward": (3, 2, 1),
@@ -377,7 +378,7 @@ def wanted(about: Case | Row, args: argparse.Namespace) -> bool:
 def select(args: argparse.Namespace, sets: Sets = SETS) -> tuple[Case, ...]:
     """The cases asked for. Raises `UserError` where nothing fits."""
     if args.shape:
-        own = tuple(Case("own", _addressable(shape), _checked(args.dim, shape)) for shape in args.shape)
+        own = tuple(Case(OWN, _addressable(shape), _checked(args.dim, shape)) for shape in args.shape)
         return product(
             own,
             dtypes=args.dtype or ("float32",),

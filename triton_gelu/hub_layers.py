@@ -98,6 +98,8 @@ def formula_of(activation: nn.Module) -> Approximate | None:
     """The formula of an activation, if it is a GELU of transformers or PyTorch that nobody watches."""
     if activation._forward_hooks or activation._forward_pre_hooks:
         return None
+    if activation._backward_hooks or activation._backward_pre_hooks:
+        return None
     if type(activation) is nn.GELU:
         return "tanh" if activation.approximate == "tanh" else "none"
     return FORMULAS.get(type(activation).__name__)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from perf.accuracy import ulp_errors
-from perf.cases import FRESH, Case
+from perf.cases import FRESH, OWN, Case
 from perf.library import DTYPES, FORMULAS
 from perf.rows import DATA, KERNEL_BACKEND, RATIO, ROOT, Row, UserError, latest_rows, read_rows
 from perf.show import compare, compiled, plot, table, table_static
@@ -176,10 +176,11 @@ def in_flight() -> Iterator[str]:
 def compilers() -> Iterator[str]:
     """Our headroom in bf16 on every GPU, a column a compiler."""
     rows = [row for name in ("static.jsonl", "compilers.jsonl") for row in read_rows(DATA / name)]
-    asked_for = (SHAPE, "bfloat16", LIBRARY, HEADROOM)
+    asked_for = ("bfloat16", LIBRARY, HEADROOM)
     found: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
-        if (row.shape, row.dtype, row.provider, row.metric) == asked_for:
+        alike = row.case == WIDTH or (row.case, row.shape) == (OWN, SHAPE)
+        if alike and (row.dtype, row.provider, row.metric) == asked_for:
             line = found.setdefault(f"{FORMULAS[row.approximate].title} {row.direction}", {})
             line.setdefault(compare.version(row), {})[row.device] = f"{row.value:.2f}"
     versions = list(dict.fromkeys(version for line in found.values() for version in line))

@@ -70,7 +70,7 @@ def _dropped(case: Case, got: Tensor, want: Expected) -> str:
         return ""
     kept, p = got.detach() != 0, case.dropout_p
     share, sigma = kept.double().mean().item(), math.sqrt(p * (1 - p) / case.elements)
-    zeros = (want.value == 0).double().mean().item()  # and what rounds to zero of itself
+    zeros = (want.value.abs() <= want.tolerance).double().mean().item()  # of themselves, perhaps
     if not -DEVIATIONS * sigma - zeros <= share - (1 - p) <= DEVIATIONS * sigma:
         return f"{want.name} has {share:.4f} of its elements, expected {1 - p:.4f}"
     scale = kept.double() / (1 - p) * (1 + 2.0**-16)

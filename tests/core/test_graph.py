@@ -195,7 +195,7 @@ def test_a_graph_holds_the_kernels_backward_pass_where_nothing_is_beside_it(
     scene: str, dynamic: bool, launched: list[str]
 ) -> None:
     compiled(*ALONE[scene], dynamic=dynamic)
-    assert launched == ["bias_gelu_backward"]
+    assert set(launched) == {"bias_gelu_backward"}  # PyTorch 2.9 traces it twice where sizes are not known
 
 
 @pytest.mark.parametrize("scene", BESIDE)

@@ -171,6 +171,10 @@ def test_a_gated_mlp_takes_its_formula_from_its_activation_and_leaves_others_alo
     watched.act_fn.register_forward_hook(lambda module, args, y: seen.append(y))
     hub_layers.GeGLUMLP.forward(watched, x)
     assert len(seen) == 1
+    watched.act_fn._forward_hooks.clear()
+    watched.act_fn.register_full_backward_hook(lambda module, dx, dy: seen.append(dx[0]))
+    hub_layers.GeGLUMLP.forward(watched, x.detach().requires_grad_()).sum().backward()
+    assert len(seen) == 2
     assert hub_layers.formula_of(nn.GELU("tanh")) == "tanh"
     assert hub_layers.formula_of(nn.GELU()) == "none"
 

@@ -235,6 +235,7 @@ with warnings.catch_warnings():
     NESTED = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)])
 ERRORS = {
     "a list": (([1.0],), {}, TypeError, "x must be a torch.Tensor, got list"),
+    "nothing": ((None,), {}, TypeError, "x must be a torch.Tensor, got NoneType"),
     "a bias for a number": ((torch.tensor(1.0), torch.zeros(1)), {}, ValueError, "at least one dimension for bias"),
     "a nested tensor": ((NESTED,), {}, TypeError, r"a dense tensor, got a nested tensor: call unbind\(\)"),
     "integers": ((torch.ones(3, dtype=torch.int32),), {}, TypeError, "x must have .*float16.* got torch.int32"),

@@ -316,6 +316,7 @@ X = torch.randn(4, 8)
         (float("nan"), ValueError, "dropout_p must be between 0 and 1, got nan"),
         ("0.1", TypeError, "dropout_p must be a float, got str"),
         (None, TypeError, "dropout_p must be a float, got NoneType"),
+        (True, TypeError, "dropout_p must be a float, got bool"),
     ],
 )
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -339,3 +340,23 @@ def test_empty_tensors_and_numbers_go_through(shape: tuple[int, ...]) -> None:
     assert y.shape == shape
     assert x.grad is not None
     assert torch.equal(x.grad == 0, y == 0)
+
+
+PLACES: dict[str, tuple[Callable[[], Tensor], int]] = {
+    "a dimension of one element": (lambda: torch.randn(4, 1, 11), 1),
+    "images": (lambda: torch.randn(2, 3, 3, 5), 1),
+    "images, channels last": (lambda: torch.randn(2, 7, 3, 5).contiguous(memory_format=torch.channels_last), 1),
+    "one column": (lambda: torch.randn(5, 1), 1),
+    "transposed": (lambda: torch.randn(9, 33).t(), 0),
+    "permuted": (lambda: torch.randn(3, 4, 10).permute(1, 0, 2), 2),
+}
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("layout", PLACES)
+def test_kernels_drop_in_every_layout_what_plain_pytorch_drops(layout: str, with_bias: bool, device: str) -> None:
+    make, dim = PLACES[layout]
+    x, seed = make().to(device), torch.tensor(99, device=device)
+    bias = torch.randn(x.shape[dim], device=device) if with_bias else None
+    y = BIAS_GELU_DROPOUT.call(x, bias, seed, dim, "tanh", 0.5)
+    assert torch.equal(y == 0, BIAS_GELU_DROPOUT.plain.forward(x, bias, seed, dim, "tanh", 0.5) == 0)

@@ -245,7 +245,7 @@ def dropping(op: Op) -> Kernels | None:
 
 def check_dropout_p(dropout_p: Any, name: str = "dropout_p") -> float:
     """The probability as a float; raise, and call the argument by its name, unless it is one."""
-    if not isinstance(dropout_p, (int, float)):
+    if not isinstance(dropout_p, (int, float)) or isinstance(dropout_p, bool):  # True is no wish to drop everything
         raise TypeError(f"{name} must be a float, got {type(dropout_p).__name__}")
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {dropout_p}")

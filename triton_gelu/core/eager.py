@@ -198,7 +198,10 @@ def source(op: Op) -> str:
 def call({tensors}, {options}):
     if not is_plain_eager({tensors}):
         return general({tensors}, {options})
-    key = ({", ".join(key)})
+    try:
+        key = ({", ".join(key)})
+    except AttributeError:  # {lead.name} is None, as the check will say
+        return general({tensors}, {options})
     try:
         found = cache[key]
     except (KeyError, TypeError):  # what can't be hashed is no option, as the check will say

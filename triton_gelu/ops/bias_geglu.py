@@ -14,7 +14,7 @@ from ..core.op import Op
 from ..formulas import FORMULAS
 from . import bias_gelu, gated_compiled, gated_cpu, gated_plan, vectors
 from .bias_gelu import value
-from .bias_gelu_mul import gradients, incoming, second_gradients, to_dtype_of
+from .bias_gelu_mul import gradients, incoming, second_gradients, sums_wide, to_dtype_of
 from .halves import check_activated, halves, joined
 
 
@@ -71,10 +71,13 @@ def _of_inputs(
     """dx and dbias, each if it is needed, where the gradients of the halves are du and dw."""
     if du is None or dw is None:
         return None, None
-    dx = joined(du.to(x.dtype), dw.to(x.dtype), dim, activated) if needs[0] else None
-    if bias is None or not needs[1]:
-        return dx, None
-    return dx, joined(vectors.total(du, bias, dim), vectors.total(dw, bias, dim), 0, activated)
+    dx = joined(du.to(x.dtype), dw.to(x.dtype), dim, activated)
+    dbias = None
+    if bias is not None and needs[1] and sums_wide(du):
+        dbias = joined(vectors.total(du, bias, dim), vectors.total(dw, bias, dim), 0, activated)
+    elif bias is not None and needs[1]:
+        dbias = vectors.total(dx, bias, dim, du.dtype)
+    return dx if needs[0] else None, dbias
 
 
 def standard(x: Tensor, bias: Tensor | None, dim: int, approximate: str, activated: str) -> Tensor:

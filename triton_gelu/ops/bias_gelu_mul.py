@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..core import compat_triton
+from ..core import compat_torch, compat_triton
 from ..core.declare import VECTOR, WHOLE, Arg, Option, Tensors
 from ..core.dispatch import Backend, Kernels, cpu_support
 from ..core.op import Op
@@ -96,6 +96,14 @@ def incoming(ddx: Tensor | None, ddbias: Tensor | None, u: Tensor, dim: int) -> 
     return vectors.add(u.new_zeros(()).expand_as(u) if ddx is None else ddx.to(u.dtype), ddbias, dim)
 
 
+def sums_wide(du: Tensor) -> bool:
+    """Whether the gradient of a bias is the sum of du before rounding. A compiler is given what is stored to add up.
+
+    Of the wider numbers, it would write or compute each a second time.
+    """
+    return compat_torch.is_plain_eager(du)
+
+
 def to_dtype_of(x: Tensor, gradient: Tensor | None) -> Tensor | None:
     """A gradient of x, if it is needed, in x's dtype."""
     return None if gradient is None else gradient.to(x.dtype)
@@ -112,16 +120,19 @@ def _of_inputs(
 ) -> Tensors:
     """The gradients of x, other and the biases that are needed, where those of u and w are du and dw."""
     needs_x, needs_other, needs_bias, needs_other_bias = needs
+    dx, dother = to_dtype_of(x, du), to_dtype_of(x, dw)
     return (
-        to_dtype_of(x, du if needs_x else None),
-        to_dtype_of(x, dw if needs_other else None),
-        _of_bias(du if needs_bias else None, bias, dim),
-        _of_bias(dw if needs_other_bias else None, other_bias, dim),
+        dx if needs_x else None,
+        dother if needs_other else None,
+        _of_bias(du, dx, bias, dim) if needs_bias else None,
+        _of_bias(dw, dother, other_bias, dim) if needs_other_bias else None,
     )
 
 
-def _of_bias(du: Tensor | None, bias: Tensor | None, dim: int) -> Tensor | None:
-    return None if du is None or bias is None else vectors.total(du, bias, dim)
+def _of_bias(du: Tensor | None, dx: Tensor | None, bias: Tensor | None, dim: int) -> Tensor | None:
+    if du is None or dx is None or bias is None:
+        return None
+    return vectors.total(du if sums_wide(du) else dx, bias, dim, du.dtype)
 
 
 CPU = Backend(bias_gelu.CPU.name, gated_cpu.forward, gated_cpu.backward, None, cpu_support)

@@ -41,6 +41,8 @@ def test_pytorch_and_ours_pass_the_check_in_every_shape_of_a_case(dtype: str, ap
         Case("joined, no bias", (30, 64), dim=None, gated="second"),
         Case("two tensors", (400, 96), gated=cases.TWO),
         Case("two tensors, no bias", (30, 64), dim=None, gated=cases.TWO),
+        Case("dropout", (400, 96), dropout_p=0.2),
+        Case("dropout, joined", (400, 96), gated="second", dropout_p=0.2),
     )
     for case in cases.product(shapes, dtypes=[dtype], approximates=[approximate], directions=cases.DIRECTIONS):
         inputs = case.inputs(CPU)
@@ -54,6 +56,16 @@ def test_the_other_half_is_caught() -> None:
     inputs = case.inputs(CPU)
     outputs = providers.eager(replace(case, gated="second"))(*inputs.leaves)
     assert "y is wrong at" in check.objection(case, outputs, check.expected(case, inputs))
+
+
+def test_dropout_of_another_share_or_without_its_scale_is_caught() -> None:
+    case = Case("dropped", (64, 32), dropout_p=0.5)
+    inputs = case.inputs(CPU)
+    expected = check.expected(case, inputs)
+    outputs = providers.eager(replace(case, dropout_p=0.2))(*inputs.leaves)
+    assert "of its elements, expected 0.5000" in check.objection(case, outputs, expected)
+    outputs = providers.eager(case)(*inputs.leaves) / 2
+    assert "y is wrong at" in check.objection(case, outputs, expected)
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES.values())
