@@ -68,6 +68,14 @@ def test_layers_can_be_copied_and_pickled(layer: torch.nn.Module) -> None:
         assert torch.equal(twin(x), layer(x))
 
 
+def test_an_mlp_that_was_pickled_before_there_were_gates_and_dropout_still_runs() -> None:
+    layer, x = MLP(8, 4), torch.randn(1, 8)
+    old = copy.deepcopy(layer)
+    del old.gated, old.dropout
+    assert torch.equal(old(x), layer(x))
+    assert repr(old) == repr(layer)
+
+
 UNKNOWN = {
     "GELU": lambda: GELU("erf"),  # type: ignore[arg-type]
     "BiasGELU": lambda: BiasGELU(8, approximate="erf"),  # type: ignore[arg-type]

@@ -111,6 +111,9 @@ class MLP(nn.Module):
             returns a shard of its features.
     """
 
+    gated: Activated | None = None  # of the class, for layers that were pickled before there was such a thing
+    dropout: float = 0.0
+
     def __init__(
         self,
         in_features: int,
@@ -133,7 +136,7 @@ class MLP(nn.Module):
         out_features = in_features if out_features is None else out_features
         self.approximate: Approximate = approximate
         self.recompute = recompute
-        self.gated: Activated | None = gated
+        self.gated = gated
         self.dropout = check_dropout_p(dropout, "dropout")
         self.fc1 = nn.Linear(in_features, (2 if gated else 1) * hidden_features, bias, device=device, dtype=dtype)
         self.fc2 = nn.Linear(hidden_features, out_features, bias, device=device, dtype=dtype)
