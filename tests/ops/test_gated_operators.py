@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_bias_gelu import incoming
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from truth import (
     DTYPES,
     FORMULAS,
@@ -23,6 +24,9 @@ from truth import (
 )
 
 from triton_gelu import bias_geglu, bias_gelu_mul
+from triton_gelu.core.op import Op
+from triton_gelu.ops.bias_geglu import BIAS_GEGLU
+from triton_gelu.ops.bias_gelu_mul import BIAS_GELU_MUL
 
 LAYOUTS: dict[str, Callable[[], tuple[Tensor, int]]] = {
     "a Linear's output": lambda: (torch.randn(3, 7, 1000), 2),
@@ -381,6 +385,28 @@ def test_value_and_gradients_are_rounded_once_in_16_bit(
         error = (ours.double() - true).abs() / spacing(true, dtype)
         near_the_root = (gelu(u.double(), approximate, order=1).abs() < 0.01) if bound == 0.6 else error < 0
         assert error[~near_the_root].max() <= bound
+
+
+class Watched(TorchDispatchMode):
+    """Calls are no plain eager ones any more, as under a compiler."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("approximate", FORMULAS)
+@pytest.mark.parametrize("op", [BIAS_GEGLU, BIAS_GELU_MUL], ids=lambda op: op.name)
+def test_a_compiler_is_given_what_is_stored_to_add_up(op: Op, approximate: str) -> None:
+    x, dy, bias = (torch.randn(*size).bfloat16() for size in ((300, 16), (300, 8), (16,)))
+    with Watched():
+        if op is BIAS_GEGLU:
+            found = op.plain.backward(dy, x, bias, 1, approximate, "first", (True, True))
+        else:
+            found = op.plain.backward(dy, *x.chunk(2, 1), *bias.chunk(2), 1, approximate, (True,) * 4)
+    gradients, sums = found[: len(found) // 2], found[len(found) // 2 :]
+    for dx, dbias in zip(gradients, sums, strict=True):
+        assert dx is not None
+        assert torch.equal(dbias, dx.sum(0, dtype=torch.float32).to(bias.dtype))
 
 
 @pytest.mark.parametrize("activated", ["first", "second"])
