@@ -117,7 +117,7 @@ def all_fits() -> list[Fit]:
     # A bias gradient sums slopes before they are rounded, most of them near 0: there an absolute error counts.
     for (name, tiny, n), degree in ((float16, 7), (bfloat16, 8)):
         slope = phi(n) + n * bell(n) / math.sqrt(2 * math.pi)
-        e = np.exp2(np.polyval(np.float32(library.EXACT[name].log2_bell).astype(np.float64), n))
+        e = np.exp2(np.polyval(np.array(library.EXACT[name].log2_bell, np.float32).astype(np.float64), n))
         weight = e / np.clip(np.abs(slope), tiny, LARGE_SLOPE)
         what = f"gelu'(n) / e, {name}, relative, or eightfold where that is more"
         fits.append(Fit(what, degree, n, slope / e, weight, constant=formulas.DOWN.value / 2))

@@ -101,7 +101,7 @@ def sums_wide(du: Tensor) -> bool:
 
     Of the wider numbers, it would write or compute each a second time.
     """
-    return compat_torch.is_plain_eager(du)
+    return compat_torch.is_plain_eager(du) or compat_torch.is_transformed()
 
 
 def to_dtype_of(x: Tensor, gradient: Tensor | None) -> Tensor | None:
