@@ -39,6 +39,7 @@ def test_the_bias_gradient_of_a_million_rows_is_within_2_ulp(kind: str, device: 
     assert ((dbias.double() - true).abs() <= 2 * spacing(true, torch.bfloat16)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("approximate", FORMULAS)
 def test_a_float32_bias_gradient_of_a_million_terms_has_no_error_that_adds_up(
