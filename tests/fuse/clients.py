@@ -39,8 +39,9 @@ class Client:
         return self.make().to(torch.float32 if self.casts_its_weights else dtype).train()
 
     def inputs(self, dtype: torch.dtype) -> dict[str, Any]:
-        example = self.example.to(dtype) if self.example.is_floating_point() else self.example
-        return {self.keyword: example, **self.named}
+        given = {self.keyword: self.example, **self.named}
+        floating = {name for name, each in given.items() if isinstance(each, Tensor) and each.is_floating_point()}
+        return {name: each.to(dtype) if name in floating else each for name, each in given.items()}
 
     @staticmethod
     def output(result: Any) -> Tensor:

@@ -147,6 +147,9 @@ def test_examples_of_the_pages_for_beginners_run_and_print_what_is_said(page: st
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_in_the_documents_runs(command: str, tmp_path: Path) -> None:
     words = shlex.split(command, comments=True)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    while "=" in words[0]:
+        environment |= [words.pop(0).split("=", 1)]
     if words[0] == "make":
         if not shutil.which("make"):
             pytest.skip("this machine has no make")
@@ -161,7 +164,6 @@ def test_every_command_in_the_documents_runs(command: str, tmp_path: Path) -> No
         if words[1:3] == ["-m", "perf"]:
             words = [re.sub(r"^\d[\d,]+$", "4,8", word) for word in words]
             extra = [each.format(folder=tmp_path) for each in SMALLER[words[3]]]
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         run = [sys.executable, *words[1:], *extra]
         done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
