@@ -230,7 +230,8 @@ def bias_gelu_backward(
         whole = tl.where(left <= cols - BLOCK_COLS, tl.minimum(program_steps, (rows - top) // STEP), 0)
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     size = rows if BIAS == "rows" else cols
-    u_bias_ptr, ddu_bias_ptr = activated(bias_ptr, size, GATED), activated(ddbias_ptr, size, GATED)
+    u_bias_ptr = activated(bias_ptr, size, GATED)
+    ddu_bias_ptr = activated(ddbias_ptr, size, GATED)
     bias = load_vector(u_bias_ptr, top, left, row, col, rows, cols, BIAS, DTYPE, BF16_CVT, True)
     bias += 0.0  # never -0: nor is a sum then
     zero = never(batch, rows, cols)
