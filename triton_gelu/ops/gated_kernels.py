@@ -33,9 +33,9 @@ def activated(ptr, half, GATED: tl.constexpr):
 @triton.jit
 def factor(ptr, other_ptr, half, GATED: tl.constexpr):
     """Where the factor begins: in a tensor of its own, or in the other half; None where there is none."""
-    if GATED == "apart":
+    if GATED == "apart" and other_ptr is not None:
         return other_ptr
-    elif GATED == "no" or ptr is None:
+    elif GATED == "apart" or GATED == "no" or ptr is None:
         return
     elif GATED == "first":
         return ptr + half
