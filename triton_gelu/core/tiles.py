@@ -189,7 +189,7 @@ def load_vector(
 def terms(du, ALONG_ROWS: tl.constexpr, ALIGN: tl.constexpr, BITS: tl.constexpr):
     """What is added up of a part, tile by tile: du, or where a row has one sum, what a thread has of it in a piece."""
     if ALONG_ROWS:
-        PIECE: tl.constexpr = min(ALIGN, 128 // BITS)
+        PIECE: tl.constexpr = ALIGN if ALIGN * BITS < 128 else 128 // BITS  # min is no constant before Triton 3.6
         du = tl.sum(tl.reshape(du, (du.shape[0], du.shape[1] // PIECE, PIECE)), 2)
     return du
 
