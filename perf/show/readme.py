@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from perf.accuracy import ulp_errors
-from perf.cases import FRESH, OWN, Case
+from perf.cases import FRESH, OWN, SETS, Case
 from perf.library import DTYPES, FORMULAS
 from perf.rows import DATA, KERNEL_BACKEND, RATIO, ROOT, Row, UserError, latest_rows, read_rows
 from perf.show import compare, compiled, plot, table, table_static
-from perf.static import saved
+from perf.static import analyse, saved
 from perf.static.gpus import GPUS
 from perf.static.metrics import BYTES, HEADROOM, IN_FLIGHT, INSTRUCTIONS, LIBRARY, SMALL_PROGRAMS
 
@@ -51,6 +51,9 @@ SITES = {  # what a user has: the static case that stands for it
     "Linear, GELU": WIDTH,
     "convolution, GELU": "3000 frames",
     "convolution, GELU, transposition, position (the stem of Whisper)": "stem, 1500 frames",
+}
+FURTHER = {  # the names of cases with a gate or dropout, whose shape is not all that is asked
+    case.name for case in (*SETS["gated"](), *SETS["dropout"](), *analyse.budget()) if case.gated or case.dropout_p
 }
 VERSIONS, RECORDED = ("torch", "triton", "python"), "versions.jsonl"
 RATIOS = (("triton_gelu", "eager"), ("triton_gelu compiled", "torch.compile"))
@@ -253,7 +256,8 @@ def asked(row: Row) -> str:
     """A case in words, but for its direction."""
     fresh = f", {FRESH}" if row.case.endswith(FRESH) else ""
     alone = ", no bias" if row.dim is None else ""
-    return f"{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate].title}{alone}{fresh}"
+    name = f"{row.case}: " if row.case in FURTHER else ""
+    return f"{name}{' x '.join(map(str, row.shape))}, {row.dtype}, {FORMULAS[row.approximate].title}{alone}{fresh}"
 
 
 def versions() -> Iterator[str]:

@@ -233,7 +233,8 @@ def test_its_rows_are_shown_in_a_report_and_in_the_documents(tmp_path: Path, mon
     monkeypatch.setattr(readme, "DATA", tmp_path)
     shown = list(readme.gpu())
     assert shown[0].startswith("**Measured on a GPU**, NVIDIA H100 80GB HBM3")
-    assert "| 16384 x 4096, bfloat16, tanh, no bias | 0.50 |  |  |  | 0.50 |  |" in shown
+    assert "| 16384 x 4096, bfloat16, tanh, no bias | 0.50 |  |  |  | 0.50 |  |  |  |" in shown
+    assert [line for line in shown if line.startswith("| gated, two tensors: 16384 x 4096, bfloat16, tanh, no bias |")]
     assert not [line for line in shown if line.startswith("| ,")]
 
 
