@@ -67,7 +67,10 @@ STYLES: Mapping[str, Style] = {
         lambda layer, x, approximate: _our_gelu(_product(layer, x), layer.bias, approximate),
         lambda layer, x, approximate: _our_gelu(_convolved(layer, x), layer.bias, approximate, dim=1),
         lambda layer, x, position, approximate: triton_gelu.bias_gelu_transpose(
-            _convolved(layer, x), layer.bias, position, approximate=approximate  # type: ignore[arg-type]
+            _convolved(layer, x),
+            layer.bias,
+            position,
+            approximate=approximate,  # type: ignore[arg-type]
         ),
     ),
 }
