@@ -20,8 +20,19 @@ DIRECTIONS = ("forward", "forward_backward")
 SEED = 0
 MOST_ELEMENTS = 2**60  # a size in bytes is a signed number of 64 bits, also in float64
 FRESH = "fresh memory"  # how the names of such cases end
-MOVED = {"forward": (2, 1, 1), "backward": (3, 2, 1), "forward_backward": (5, 3, 2)}
+MOVED = {
+    "forward": (2, 1, 1),
+    "backward": (3, 2, 1),
+    "forward_backward": (5, 3, 2),
+    "double_backward": (5, 3, 0),
+}
 """How often tensors, biases and positions are read or written."""
+
+MOVED_GATED = {"forward": 3, "backward": 5, "forward_backward": 8, "double_backward": 8}
+"""The same of tensors where GELU is gated: two halves, or two tensors, go in, and one comes out."""
+
+TWO = "two tensors"
+"""A gated GELU whose factor is a tensor of its own; else `Case.gated` says which half of x goes through GELU."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,9 @@ class Case:
     [N, C, L], and the result is transposed, plus a position: `bias_gelu_transpose`. With `model` it is one of
     `models.MODELS`, and `shape` that of its output. With `fresh_memory` what a CPU call allocates was never touched
     before; otherwise it was, as in a training loop (see `perf.time.allocator`).
+
+    With `gated`, `shape` is that of the result: of `bias_geglu`, whose x is twice as long along dim (the last dimension
+    if there is no bias), where it names the half that goes through GELU; of `bias_gelu_mul` where it is `TWO`.
     """
 
     name: str
@@ -61,12 +75,14 @@ class Case:
     transposed: bool = False
     model: str = ""
     fresh_memory: bool = False
+    gated: str = ""
 
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.shape))
         bias = "no bias" if self.dim is None else f"bias along {self.dim}"
         direction = self.direction.replace("_", " + ")
-        return f"{self.name}, {sizes}, {bias}, {self.dtype}, {self.approximate}, {direction}"
+        gated = f", gated: {self.gated}" if self.gated else ""
+        return f"{self.name}, {sizes}, {bias}, {self.dtype}, {self.approximate}, {direction}{gated}"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -79,8 +95,31 @@ class Case:
         return math.prod(self.shape)
 
     @property
+    def joined(self) -> bool:
+        """Whether x has two halves."""
+        return self.gated not in ("", TWO)
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """The shape of x, of which `shape` is half where it is joined."""
+        split = (-1 if self.dim is None else self.dim) % len(self.shape)
+        return tuple([2 * n if self.joined and d == split else n for d, n in enumerate(self.shape)])
+
+    @property
     def bias_length(self) -> int:
-        return 0 if self.dim is None else self.shape[self.dim]
+        """Elements of x's bias, of both halves if it has two."""
+        return 0 if self.dim is None else self.x_shape[self.dim]
+
+    @property
+    def across(self) -> list[int]:
+        """The shape in which a bias adds along dim."""
+        assert self.dim is not None
+        return [-1 if d == self.dim % len(self.shape) else 1 for d in range(len(self.shape))]
+
+    @property
+    def vector_elements(self) -> int:
+        """Elements of all biases."""
+        return 2 * self.bias_length if self.gated == TWO else self.bias_length
 
     @property
     def position_shape(self) -> tuple[int, ...]:
@@ -101,7 +140,9 @@ class Case:
         Forward: read x, bias and position, write y. Backward: read dy, x and bias, write all gradients.
         """
         passes, vectors, positions = MOVED[self.direction]
-        moved = passes * self.elements + vectors * self.bias_length + positions * self.position_elements
+        if self.gated:
+            passes = MOVED_GATED[self.direction]
+        moved = passes * self.elements + vectors * self.vector_elements + positions * self.position_elements
         return moved * self.torch_dtype.itemsize
 
     def inputs(self, device: torch.device) -> Inputs:
@@ -120,12 +161,14 @@ class Case:
             made = whole.parameters(self.shape, self.approximate)  # type: ignore[arg-type]
             parameters = tuple(torch.nn.Parameter(each.to(device, self.torch_dtype)) for each in made)
         else:
-            x = normal(*(self.shape if self.in_features is None else (*self.shape[:-1], self.in_features)), scale=2.0)
+            x = normal(*(self.x_shape if self.in_features is None else (*self.shape[:-1], self.in_features)), scale=2.0)
         if self.in_features is not None:
             weight = normal(self.shape[-1], self.in_features, scale=self.in_features**-0.5)
         if self.transposed:
             parameters = (normal(*self.position_shape),)
         bias = None if self.dim is None else normal(self.bias_length)
+        if self.gated == TWO:
+            parameters = (normal(*self.shape), *(() if bias is None else (normal(self.bias_length),)))
         dy = normal(*self.shape[:1], *(self.position_shape or self.shape[1:])) if self.differentiates else None
         inputs = Inputs(x, bias, weight, dy, parameters)
         for leaf in inputs.leaves:
@@ -157,6 +200,7 @@ OTHERS = (
     Model("bert-base", 768, tokens=512),
     Model("gpt2", 768, tokens=1024),
 )
+T5 = (("base", 2048), ("large", 2816), ("xl", 5120), ("xxl", 10240))  # of version 1.1
 TINY, *_, LARGE = WHISPER
 FULL_BATCHES = (1, 8)
 SMALLEST = Case("smallest", (32, 10, 64))
@@ -184,6 +228,28 @@ def mlp(model: Model, batch: int = 1) -> Case:
 def linear_gelu(model: Model, batch: int = 1) -> Case:
     """The first half of the MLP: the Linear and its activation."""
     return replace(mlp(model, batch), name=f"{model.name} linear + gelu", in_features=model.width)
+
+
+def geglu(name: str, tokens: int, width: int, activated: str, dim: int | None = None, *, batch: int = 1) -> Case:
+    """A gated GELU of one projection: `width` is that of the result, and half of the projection's."""
+    return Case(name, (batch, tokens, width), dim=dim, approximate="none", gated=activated)
+
+
+def gelu_mul(name: str, tokens: int, width: int, *, batch: int = 1) -> Case:
+    """A gated GELU of two projections without biases."""
+    return Case(name, (batch, tokens, width), dim=None, gated=TWO)
+
+
+GATED = (
+    geglu("sdxl 640 geglu", 4096, 4 * 640, "second", -1, batch=2),  # 64 x 64 and 32 x 32 places, with guidance
+    geglu("sdxl 1280 geglu", 1024, 4 * 1280, "second", -1, batch=2),
+    geglu("modernbert-base geglu", 1024, 1152, "first"),
+    geglu("modernbert-large geglu", 1024, 2624, "first"),
+    gelu_mul("gemma-2b mlp", 1024, 16384),
+    gelu_mul("gemma-7b mlp", 1024, 24576),
+    *(gelu_mul(f"t5-{size} mlp", 512, d_ff) for size, d_ff in T5),
+)
+"""Gated GELUs of models, each with its model's formula: exact of the joined ones, tanh of two tensors."""
 
 
 def whole(name: str, frames: int = 150) -> Case:
@@ -232,7 +298,7 @@ def full() -> tuple[Case, ...]:
         sizes += [mlp(model, batch) for model in WHISPER + OTHERS]
         sizes += [case for model in WHISPER for case in conv_stem(model, batch)]
         sizes += [make(model, batch) for make in (linear_gelu, stem) for model in (TINY, LARGE)]
-    sizes += [replace(mlp(TINY), name=f"{TINY.name} mlp, no bias", dim=None)]
+    sizes += [replace(mlp(TINY), name=f"{TINY.name} mlp, no bias", dim=None), *GATED]
     return product(sizes, dtypes=DTYPES.values(), approximates=FORMULAS, directions=DIRECTIONS)
 
 
@@ -241,6 +307,14 @@ def targets() -> tuple[Case, ...]:
     large = mlp(TINY, batch=4)
     sizes = large, SMALLEST, replace(large, name=f"{large.name}, {FRESH}", fresh_memory=True)
     return product(sizes, approximates=("tanh", "none"), directions=DIRECTIONS)
+
+
+def gated() -> tuple[Case, ...]:
+    """Gated GELUs of models, as these have them."""
+    return tuple(
+        replace(case, dtype=dtype, direction=direction)
+        for dtype, direction, case in itertools.product(("float32", "bfloat16"), DIRECTIONS, GATED)
+    )
 
 
 def gpu() -> tuple[Case, ...]:
@@ -255,7 +329,7 @@ def gpu() -> tuple[Case, ...]:
     )
 
 
-SETS: Sets = {"quick": quick, "full": full, "targets": targets, "gpu": gpu}
+SETS: Sets = {"quick": quick, "full": full, "targets": targets, "gated": gated, "gpu": gpu}
 
 
 def add_arguments(parser: argparse.ArgumentParser, sets: Sets = SETS, directions: Sequence[str] = DIRECTIONS) -> None:

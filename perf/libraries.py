@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from perf.cases import Case
+from perf.cases import TWO, Case
 from perf.library import FORMULAS
 
 Call = Callable[..., Tensor]
@@ -64,7 +64,7 @@ def is_linear(case: Case) -> bool:
 
 def is_gated(case: Case) -> bool:
     """Whether the case is GELU times another tensor, without biases."""
-    return bool(getattr(case, "gated", False)) and case.dim is None
+    return case.gated == TWO and case.dim is None
 
 
 def addmm_activation(case: Case) -> Call:

@@ -6,26 +6,27 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 
 from triton_gelu.__main__ import parse_dim, parse_shape
-from triton_gelu.core import checks, compat_triton, dispatch
+from triton_gelu.core import checks, compat_triton, dispatch, in_flight
 from triton_gelu.core.dispatch import Backend
 from triton_gelu.core.op import Op
 from triton_gelu.core.targets import TARGETS, Datum, Target, key_of
 from triton_gelu.formulas import FORMULAS
 from triton_gelu.formulas.polynomials import EXACT
+from triton_gelu.ops.bias_geglu import BIAS_GEGLU
 from triton_gelu.ops.bias_gelu import BIAS_GELU
+from triton_gelu.ops.bias_gelu_mul import BIAS_GELU_MUL
 from triton_gelu.ops.bias_gelu_transpose import BIAS_GELU_TRANSPOSE
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKEND_VARIABLE", "DTYPES", "EXACT", "FORMULAS", "PLAN_VARIABLE", "TARGETS", "Datum", "Target",
     "call_by_kernels", "forget_drivers", "gpu_reported_as", "is_interpreted", "kernel_formulas", "key_of",
-    "launches_kernels", "parse_dim", "parse_shape", "plans_can_be_asked_for", "replaced", "triton_drives",
+    "launches_kernels", "parse_dim", "parse_shape", "replaced", "triton_drives",
 ]  # fmt: skip
 
 DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: fp32, bf16, fp16
@@ -43,7 +44,7 @@ DTYPES: Mapping[str, torch.dtype] = {  # what kernels compute, by short names: f
     if dtype != torch.float64
 }
 META = torch.device("meta")
-PLAN_VARIABLE = "TRITON_GELU_PLAN"
+PLAN_VARIABLE = in_flight.VARIABLE
 BACKEND_VARIABLE = dispatch.SWITCH
 
 
@@ -66,6 +67,8 @@ def call_by_kernels(case: Case) -> Callable[[], object]:
             dy = empty(case.shape[0], *case.position_shape)
             return lambda: launched.backward(dy, x, bias, None, approximate, (True, bias is not None, False))
         return lambda: launched.forward(x, bias, position, approximate)
+    if case.gated:
+        return _gated_call(case)
     launched = _launched(BIAS_GELU)
     if case.direction == "double_backward":
         double, needs = launched.double_backward, (True, True, bias is not None)
@@ -74,6 +77,28 @@ def call_by_kernels(case: Case) -> Callable[[], object]:
     if case.direction == "backward":
         return lambda: launched.backward(x, x, bias, dim, approximate, (True, bias is not None))
     return lambda: launched.forward(x, bias, dim, approximate)
+
+
+def _gated_call(case: Case) -> Callable[[], object]:
+    """The same of a gated GELU; none of its gradients is left out."""
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=case.torch_dtype, device=META)
+
+    x, y = empty(*case.x_shape), empty(*case.shape)
+    bias = None if case.dim is None else empty(case.bias_length)
+    options: tuple[Any, ...] = (-1 if case.dim is None else case.dim) % len(case.shape), case.approximate
+    op, inputs = (BIAS_GELU_MUL, (x, y, bias, bias)) if case.gated == "two tensors" else (BIAS_GEGLU, (x, bias))
+    if op is BIAS_GEGLU:
+        options += (case.gated,)
+    launched, needs = _launched(op), tuple(each is not None for each in inputs)
+    if case.direction == "double_backward":
+        double = launched.double_backward
+        assert double is not None
+        return lambda: double(*inputs, y, *inputs, *options, (True, *needs))
+    if case.direction == "backward":
+        return lambda: launched.backward(y, *inputs, *options, needs)
+    return lambda: launched.forward(*inputs, *options)
 
 
 def _launched(op: Op) -> Backend:
@@ -111,11 +136,6 @@ def triton_drives(device_type: str) -> bool:
 def launches_kernels(device: torch.device) -> bool:
     """Whether a call on such a device launches the library's kernels."""
     return BIAS_GELU.choose(torch.empty(0, device=device)).backend is BIAS_GELU.launched
-
-
-def plans_can_be_asked_for() -> bool:
-    """Whether this version of the library reads `PLAN_VARIABLE`."""
-    return importlib.util.find_spec("triton_gelu.core.in_flight") is not None
 
 
 def forget_drivers() -> None:

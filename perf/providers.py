@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import triton_gelu
 from perf import models
-from perf.cases import Case, Inputs
+from perf.cases import TWO, Case, Inputs
 from triton_gelu.formulas import FORMULAS
 
 Call = Callable[..., Tensor]  # (x), (x, bias) or (x, weight, bias), as the case has them
@@ -28,6 +29,8 @@ def eager(case: Case) -> Call:
     if case.model:
         return models.call(models.MODELS[case.model].plain(case.shape, case.approximate))  # type: ignore[arg-type]
     gelu = FORMULAS[case.approximate].standard
+    if case.gated:
+        return _eager_gated(case, gelu)
     if case.in_features is not None:
         return lambda x, weight, bias: gelu(F.linear(x, weight, bias))
     if case.dim is None:
@@ -40,12 +43,30 @@ def eager(case: Case) -> Call:
     return lambda x, bias: gelu(x + bias.view(-1, *trailing))
 
 
+def _eager_gated(case: Case, gelu: Callable[[Tensor], Tensor]) -> Call:
+    """`u, w = (x + b).chunk(2, dim)`, then `gelu(u) * w`; or of two tensors, each with its bias."""
+    if case.gated == TWO:
+        if case.dim is None:
+            return lambda x, other: gelu(x) * other
+        shape = case.across
+        return lambda x, bias, other, other_bias: gelu(x + bias.view(shape)) * (other + other_bias.view(shape))
+    dim, shape = (-1, []) if case.dim is None else (case.dim, case.across)
+
+    def call(x: Tensor, bias: Tensor | None = None) -> Tensor:
+        first, second = (x if bias is None else x + bias.view(shape)).chunk(2, dim)
+        return gelu(first) * second if case.gated == "first" else first * gelu(second)
+
+    return call
+
+
 def fused(case: Case) -> Call:
     """What a user of this package writes: `bias_gelu(x, b)`, or `bias_gelu(F.linear(x, w), b)`."""
     if case.model:
         return models.call(models.MODELS[case.model].ours(case.shape, case.approximate))  # type: ignore[arg-type]
     if case.transposed:
         return functools.partial(triton_gelu.bias_gelu_transpose, approximate=case.approximate)  # type: ignore[arg-type]
+    if case.gated:
+        return _fused_gated(case)
     bias_gelu = functools.partial(triton_gelu.bias_gelu, approximate=case.approximate)  # type: ignore[arg-type]
     if case.in_features is not None:
         return lambda x, weight, bias: bias_gelu(F.linear(x, weight), bias)
@@ -53,6 +74,15 @@ def fused(case: Case) -> Call:
         return lambda x: bias_gelu(x)
     dim = case.dim
     return lambda x, bias: bias_gelu(x, bias, dim=dim)
+
+
+def _fused_gated(case: Case) -> Call:
+    dim = -1 if case.dim is None else case.dim
+    options: dict[str, Any] = {"dim": dim, "approximate": case.approximate}
+    if case.gated == TWO:
+        mul: Call = functools.partial(triton_gelu.bias_gelu_mul, **options)
+        return mul if case.dim is None else lambda x, bias, other, other_bias: mul(x, other, bias, other_bias)
+    return functools.partial(triton_gelu.bias_geglu, activated=case.gated, **options)  # type: ignore[arg-type]
 
 
 def compiled(provider: Provider) -> Provider:
@@ -101,6 +131,13 @@ def expression(case: Case) -> str:
     """What the baseline computes, as one would write it."""
     if case.model:
         return f"{case.model} of PyTorch's layers"
+    if case.gated == TWO:
+        bias, other_bias = ("", "") if case.dim is None else (" + b", " + c")
+        return f"{FORMULAS[case.approximate].spelling.format(u=f'(x{bias})')} * (other{other_bias})"
+    if case.gated:
+        chunk = f"u, w = {'x' if case.dim is None else '(x + b)'}.chunk(2, {-1 if case.dim is None else case.dim})"
+        u, w = ("u", "w") if case.gated == "first" else ("w", "u")
+        return f"{FORMULAS[case.approximate].spelling.format(u=u)} * {w} with {chunk}"
     u = "F.linear(x, w, b)" if case.in_features else "x" if case.dim is None else "x + b"
     then = ".transpose(1, 2) + position" if case.transposed else ""
     spelled = FORMULAS[case.approximate].spelling

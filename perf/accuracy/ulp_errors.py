@@ -151,20 +151,17 @@ def errors(function: Function, x: Tensor, approximate: str, direction: str) -> t
     return truth.ulps(got.cpu(), true, scale), ~(scale < FLUSHED)
 
 
-def rows(dtype_name: str, approximate: str, direction: str, device: torch.device = CPU) -> Iterator[Row]:
-    """The rows of one dtype, formula and direction, from the columns that this process can compute on a device."""
-    dtype = DTYPES[dtype_name]
-    x = points(dtype).to(device)
-    u = x.cpu().double()
+def empty_row(x: Tensor, approximate: str, direction: str) -> Row:
+    """A row about errors at the numbers x, without provider and value."""
     name, backend = ("Triton interpreter", "interpreter") if INTERPRETED else ("CPU", CPU_BACKEND)
-    if device.type != "cpu":
-        name, backend = torch.cuda.get_device_name(device), KERNEL_BACKEND
-    blank = Row(
+    if x.device.type != "cpu":
+        name, backend = torch.cuda.get_device_name(x.device), KERNEL_BACKEND
+    return Row(
         kind="accuracy",
-        case="every number" if dtype.itemsize == 2 else "float32 numbers",
+        case="every number" if x.dtype.itemsize == 2 else "float32 numbers",
         shape=tuple(x.shape),
         dim=None,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(x.dtype).removeprefix("torch."),
         approximate=approximate,
         direction=direction,
         provider="",
@@ -176,6 +173,14 @@ def rows(dtype_name: str, approximate: str, direction: str, device: torch.device
         backend=backend,
         **context(),
     )
+
+
+def rows(dtype_name: str, approximate: str, direction: str, device: torch.device = CPU) -> Iterator[Row]:
+    """The rows of one dtype, formula and direction, from the columns that this process can compute on a device."""
+    dtype = DTYPES[dtype_name]
+    x = points(dtype).to(device)
+    u = x.cpu().double()
+    blank = empty_row(x, approximate, direction)
     for provider, function in functions(approximate, direction, device).items():
         try:
             with (
@@ -190,20 +195,23 @@ def rows(dtype_name: str, approximate: str, direction: str, device: torch.device
                 raise
             yield replace(blank, provider=provider, note=next(iter(str(problem).splitlines()), ""))
             continue
-        wrong = u[~u.isfinite() & (error > 0)].unique().tolist()
-        note = f"wrong at {', '.join(map(str, wrong))}" if wrong else ""
-        counts &= u.isfinite()
-        worst = error[counts].clamp_max(WORST)
-        curve = [worst[(low <= u[counts]) & (u[counts] < high)].tolist() for low, high in pairwise(EDGES)]
-        for metric, unit, value, remark in (
-            (MAXIMUM, "ulp", worst.max(), note),
-            (NEARLY_ALL, "ulp", worst.quantile(0.999), ""),
-            (ROUNDED, "share", (worst <= 0.5).double().mean(), ""),
-            (CURVE, "ulp", worst.max(), json.dumps([float(f"{max(part):.3g}") if part else None for part in curve])),
-        ):
-            yield replace(
-                blank, provider=provider, metric=metric, unit=unit, value=float(value), note=remark, status="ok"
-            )
+        yield from summary(replace(blank, provider=provider), u, error, counts)
+
+
+def summary(blank: Row, u: Tensor, error: Tensor, counts: Tensor) -> Iterator[Row]:
+    """The rows of one column, of its errors in ulp at every u, and of which of them count."""
+    wrong = u[~u.isfinite() & (error > 0)].unique().tolist()
+    note = f"wrong at {', '.join(map(str, wrong))}" if wrong else ""
+    counts = counts & u.isfinite()
+    worst = error[counts].clamp_max(WORST)
+    curve = [worst[(low <= u[counts]) & (u[counts] < high)].tolist() for low, high in pairwise(EDGES)]
+    for metric, unit, value, remark in (
+        (MAXIMUM, "ulp", worst.max(), note),
+        (NEARLY_ALL, "ulp", worst.quantile(0.999), ""),
+        (ROUNDED, "share", (worst <= 0.5).double().mean(), ""),
+        (CURVE, "ulp", worst.max(), json.dumps([float(f"{max(part):.3g}") if part else None for part in curve])),
+    ):
+        yield replace(blank, metric=metric, unit=unit, value=float(value), note=remark, status="ok")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -211,11 +219,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated (default: all)")
     parser.add_argument("--approximate", action="append", choices=FORMULAS, help="may be repeated (default: all)")
     parser.add_argument("--direction", action="append", choices=DIRECTIONS, help="the value, or its derivative")
+    parser.add_argument("--gated", action="store_true", help="also of gated GELUs: the value, and both gradients")
     parser.add_argument("--output", type=Path, default=RESULTS / "accuracy.jsonl", help="rows are added to it")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compute here what runs here, and the kernel's columns in a process that interprets; then print the table."""
+    from perf.accuracy import gated_errors
+
     make_writable(args.output)
     asked = [
         (dtype, approximate, direction)
@@ -225,6 +236,9 @@ def run(args: argparse.Namespace) -> int:
     ]
     for question in asked:
         for row in rows(*question):
+            append_row(args.output, row)
+    for dtype, approximate, direction in asked if args.gated else ():
+        for row in gated_errors.rows(dtype, approximate, direction):
             append_row(args.output, row)
     if INTERPRETED:
         return 0
@@ -239,9 +253,10 @@ def run(args: argparse.Namespace) -> int:
 def table(found: list[Row]) -> str:
     """Largest error, that of 99.9 %, and the share rounded correctly; a line a column, a part a dtype and direction."""
     parts = []
-    groups = {(row.dtype, row.approximate, row.direction): None for row in found}
-    for dtype, approximate, direction in groups:
-        mine = [row for row in found if (row.dtype, row.approximate, row.direction) == (dtype, approximate, direction)]
+    groups = {(row.dtype, row.approximate, row.direction, row.case): None for row in found}
+    for dtype, approximate, direction, case in groups:
+        about = (dtype, approximate, direction, case)
+        mine = [row for row in found if (row.dtype, row.approximate, row.direction, row.case) == about]
         lines = []
         for provider in dict.fromkeys(row.provider for row in mine):
             values = {row.metric: row for row in mine if row.provider == provider}
@@ -252,6 +267,6 @@ def table(found: list[Row]) -> str:
                 provider, f"{values[MAXIMUM].value:.3g}", f"{values[NEARLY_ALL].value:.3g}",
                 f"{values[ROUNDED].value:.2%}", values[MAXIMUM].note,
             ])  # fmt: skip
-        what = "value" if direction == "forward" else "derivative"
+        what = case.partition(": ")[2] or ("value" if direction == "forward" else "derivative")
         parts.append(as_text(f"{dtype}, {approximate}, {what}", ["", "max ulp", "99.9 %", "rounded", ""], lines))
     return "\n".join(parts)

@@ -43,6 +43,11 @@ ASKABLE = (*DIRECTIONS, "double_backward")
 HALVES, ALL = ("bfloat16", "float16"), tuple(cases.DTYPES.values())
 WIDE = Case("width 4096", (16384, 4096))
 FRAMES = tuple(Case(f"{frames} frames", (32, 1280, frames), dim=1) for frames in (3000, 1500))
+GATED = (
+    Case("gated, width 4096", (16384, 4096), gated="second"),
+    Case("gated, width 1500", (16384, 1500), gated="second"),
+    Case("gated, two tensors", (16384, 4096), dim=None, gated=cases.TWO),
+)
 STEM = replace(FRAMES[1], name="stem, 1500 frames", transposed=True)
 IMAGE = Case("56 x 56 image", (32, 256, 56, 56), dim=1)
 ODD = (

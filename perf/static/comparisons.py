@@ -4,6 +4,7 @@
 pass" has our shape of kernel, a tile of rows and columns, so that only the formula differs.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -129,6 +130,58 @@ def tile_backward(
     tl.store(partial_ptr + tl.program_id(1) * cols + col, tl.sum(total, 0), col < cols)
 
 
+@triton.jit
+def gated_forward(
+    x_ptr, w_ptr, bias_ptr, wbias_ptr, y_ptr, rows, cols, x_row,
+    FORMULA: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    inside = (row < rows)[:, None] & (col < cols)[None, :]
+    place = row[:, None] * x_row + col[None, :]
+    u = tl.load(x_ptr + place, inside, other=0.0).to(tl.float32)
+    w = tl.load(w_ptr + place, inside, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        u += tl.load(bias_ptr + col, col < cols).to(tl.float32)[None, :]
+        w += tl.load(wbias_ptr + col, col < cols).to(tl.float32)[None, :]
+    y = gelu(u, FORMULA) * w
+    tl.store(y_ptr + row[:, None] * cols + col[None, :], y.to(y_ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def gated_backward(
+    dy_ptr, x_ptr, w_ptr, bias_ptr, wbias_ptr, dx_ptr, dw_ptr, partial_ptr, rows, cols, x_row,
+    FORMULA: tl.constexpr, PARTIAL_ROWS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+):  # fmt: skip
+    """The sums of both gradients lie next to each other in rows of partial sums."""
+    col = tl.program_id(0) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    bias = tl.zeros([BLOCK_COLS], tl.float32)
+    wbias = tl.zeros([BLOCK_COLS], tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + col, col < cols).to(tl.float32)
+        wbias = tl.load(wbias_ptr + col, col < cols).to(tl.float32)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    wtotal = tl.zeros([BLOCK_ROWS, BLOCK_COLS], tl.float32)
+    start = tl.program_id(1) * PARTIAL_ROWS
+    for first in range(start, tl.minimum(start + PARTIAL_ROWS, rows), BLOCK_ROWS):
+        row = first + tl.arange(0, BLOCK_ROWS)
+        inside = (row < rows)[:, None] & (col < cols)[None, :]
+        place = row[:, None] * x_row + col[None, :]
+        u = tl.load(x_ptr + place, inside, other=0.0).to(tl.float32) + bias[None, :]
+        w = tl.load(w_ptr + place, inside, other=0.0).to(tl.float32) + wbias[None, :]
+        dy = tl.load(dy_ptr + row[:, None] * cols + col[None, :], inside, other=0.0).to(tl.float32)
+        dx = dy * w * dgelu(u, FORMULA)
+        dw = dy * gelu(u, FORMULA)
+        tl.store(dx_ptr + place, dx.to(dx_ptr.dtype.element_ty), inside)
+        tl.store(dw_ptr + place, dw.to(dw_ptr.dtype.element_ty), inside)
+        total += dx
+        wtotal += dw
+    if partial_ptr is not None:
+        partial = partial_ptr + tl.program_id(1) * 2 * cols + col
+        tl.store(partial, tl.sum(total, 0), col < cols)
+        tl.store(partial + cols, tl.sum(wtotal, 0), col < cols)
+
+
 def flat(case: Case) -> Call:
     """One dimension; backward writes dx, then sums it: the sum is of rounded values, and reads them again."""
     x, bias = _tensors(case)
@@ -193,7 +246,11 @@ def rivals(case: Case) -> dict[str, Call]:
     """The comparison kernels that can do a case, by name; there are none of a second backward pass."""
     if case.direction == "double_backward":
         return {}
-    if case.dim is None or case.transposed or case.dtype not in DTYPES or case.approximate not in FUNCTIONS:
+    if case.transposed or case.dtype not in DTYPES or case.approximate not in FUNCTIONS:
+        return {}
+    if case.gated:
+        return gated_rivals(case)
+    if case.dim is None:
         return {}
     function = FUNCTIONS[case.approximate]
     found = {}
@@ -205,6 +262,44 @@ def rivals(case: Case) -> dict[str, Call]:
     if last and case.bias_length % DIVISIBLE == 0:  # else it would show how we treat other widths, not the formula
         found[f"{function}, one pass"] = one_pass(case)
     return found
+
+
+def gated_rivals(case: Case) -> dict[str, Call]:
+    """The same of gated GELUs along the last dimension; and, where there is no bias, in the shape of Liger's kernel.
+
+    There a program computes a row, as one block, and no bias.
+    """
+    cols = case.shape[-1]
+    if case.dim is not None and case.dim % len(case.shape) != len(case.shape) - 1:
+        return {}
+    rows, dtype = case.elements // cols, case.torch_dtype
+    y, whole = (torch.empty(shape, dtype=dtype, device=META) for shape in (case.shape, case.x_shape))
+    x, w = whole.chunk(2, -1) if case.joined else (whole, y)
+    bias = None if case.dim is None else torch.empty(cols, dtype=dtype, device=META)
+    sums = torch.empty(2 * cols, dtype=dtype, device=META)
+
+    def forward(height: int, width: int) -> None:
+        grid = triton.cdiv(cols, width), triton.cdiv(rows, height)
+        gated_forward[grid](x, w, bias, bias, y, rows, cols, whole.shape[-1], case.approximate, height, width)
+
+    def backward(height: int, width: int, steps: int) -> None:
+        partial = None if bias is None else _partial(rows, 2 * cols)
+        grid = triton.cdiv(cols, width), triton.cdiv(rows, steps)
+        gated_backward[grid](
+            y, x, w, bias, bias, x, w, partial, rows, cols, whole.shape[-1], case.approximate, steps, height, width
+        )
+        if partial is not None:
+            _sum(partial, sums, len(partial), 2 * cols, len(partial))
+
+    tiles: dict[str, tuple[int, ...]] = {"one pass": FORWARD_TILE}
+    function: Callable[..., None] = forward
+    if case.direction == "backward":
+        tiles, function = {"one pass": (*BACKWARD_TILE, ROWS_PER_PARTIAL)}, backward
+    if bias is None:
+        row = triton.next_power_of_2(cols)
+        tiles["a row a program, as Liger's"] = (1, row) if function is forward else (1, row, 1)
+    name = FUNCTIONS[case.approximate]
+    return {f"{name}, {how}": functools.partial(function, *tile) for how, tile in tiles.items()}
 
 
 def _tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor]:

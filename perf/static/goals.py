@@ -72,7 +72,7 @@ def goal(gpu: GPU, case: Case) -> Goal:
     """The goals of a case; those of headroom, and of more bytes than published, are for 16-bit tensors."""
     key, direction, formula = gpu.target.key, case.direction, case.approximate
     least = published(gpu).value
-    if case.torch_dtype.itemsize != 2 or case.transposed or case.dim is None:
+    if case.torch_dtype.itemsize != 2 or case.transposed or case.gated or case.dim is None:
         return Goal(least)
     headroom = HEADROOM.get((key, direction, formula))
     if direction == "forward":

@@ -64,7 +64,7 @@ def reduce_partials(of: SimpleNamespace, program: Program) -> Trips:
 
 def rows_of_a_partial(of: SimpleNamespace, program: Program) -> Trips:
     """The rows of one partial sum, in the comparison kernels."""
-    tensors = (of.from_ptr,) if hasattr(of, "from_ptr") else (of.dy_ptr, of.x_ptr)
+    tensors = (of.from_ptr,) if hasattr(of, "from_ptr") else (of.dy_ptr, of.x_ptr, getattr(of, "w_ptr", None))
     steps = cdiv(min(of.PARTIAL_ROWS, of.rows - program[1] * of.PARTIAL_ROWS), of.BLOCK_ROWS)
     return Trips((Planned(steps, loads=tiles(of, *tensors)),))
 
@@ -94,4 +94,5 @@ KERNELS: Mapping[str, Callable[[SimpleNamespace, Program], Trips]] = {
     "reduce_partials": reduce_partials,
     "column_sums": rows_of_a_partial,
     "tile_backward": rows_of_a_partial,
+    "gated_backward": rows_of_a_partial,
 }

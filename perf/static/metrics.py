@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from perf.cases import Case
+from perf.cases import MOVED, Case
 from perf.static.count import Counted
 from perf.static.goals import FILLED, LEAST_PROGRAMS, goal, published
 from perf.static.gpus import GPU
@@ -113,9 +113,9 @@ def compulsory(case: Case) -> int:
 
     In a double backward pass the gradients of dx and of dbias come in, too, and that of dy goes out.
     """
-    if case.direction == "forward":
+    if case.direction == "forward" or case.gated:
         return case.compulsory_bytes()
-    tensors, vectors = (3, 2) if case.direction == "backward" else (5, 3)
+    tensors, vectors, _ = MOVED[case.direction]
     return (tensors * case.elements + vectors * case.bias_length) * case.torch_dtype.itemsize
 
 

@@ -33,6 +33,7 @@ class Style:
     gelu: Callable[..., Tensor]  # of x, bias or None, formula and the dimension of the bias
     linear: Callable[[nn.Linear, Tensor, str], Tensor]
     convolution: Callable[[Any, Tensor, str], Tensor]
+    geglu: Callable[[nn.Linear, Tensor, str], Tensor]  # of the halves of what a layer gives
     stem: Callable[[Any, Tensor, Tensor, str], Tensor]  # a convolution, GELU, transposed, plus a position
 
 
@@ -45,6 +46,16 @@ def _our_gelu(x: Tensor, bias: Tensor | None, approximate: str, dim: int = -1) -
     if bias is None:
         return triton_gelu.gelu(x, approximate=approximate)  # type: ignore[arg-type]
     return triton_gelu.bias_gelu(x, bias, approximate=approximate, dim=dim)  # type: ignore[arg-type]
+
+
+def _torch_geglu(layer: nn.Linear, x: Tensor, approximate: str) -> Tensor:
+    opened, other = layer(x).chunk(2, -1)
+    y: Tensor = _torch_gelu(opened, None, approximate) * other
+    return y
+
+
+def _our_geglu(layer: nn.Linear, x: Tensor, approximate: str) -> Tensor:
+    return triton_gelu.bias_geglu(_product(layer, x), layer.bias, activated="first", approximate=approximate)  # type: ignore[arg-type]
 
 
 def _product(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -60,12 +71,14 @@ STYLES: Mapping[str, Style] = {
         _torch_gelu,
         lambda layer, x, approximate: _torch_gelu(layer(x), None, approximate),
         lambda layer, x, approximate: _torch_gelu(layer(x), None, approximate),
+        _torch_geglu,
         lambda layer, x, position, approximate: _torch_gelu(layer(x), None, approximate).permute(0, 2, 1) + position,
     ),
     COMPILED_LIBRARY: Style(
         _our_gelu,
         lambda layer, x, approximate: _our_gelu(_product(layer, x), layer.bias, approximate),
         lambda layer, x, approximate: _our_gelu(_convolved(layer, x), layer.bias, approximate, dim=1),
+        _our_geglu,
         lambda layer, x, position, approximate: triton_gelu.bias_gelu_transpose(
             _convolved(layer, x),
             layer.bias,
@@ -163,8 +176,7 @@ def _two_consumers(m: Layers, x: Tensor, factor: Tensor) -> Any:
 
 
 def _gated_mlp(m: Layers, x: Tensor) -> Any:
-    opened, other = m.fc1_wide(x).chunk(2, -1)
-    return m.fc2(m.gelu(opened, None) * other)
+    return m.fc2(m.style.geglu(m.fc1_wide, x, m.approximate))
 
 
 def _used_before(m: Layers, x: Tensor) -> Any:

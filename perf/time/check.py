@@ -16,7 +16,7 @@ from torch import Tensor
 
 from perf import models
 from perf.accuracy import truth
-from perf.cases import Case, Inputs
+from perf.cases import TWO, Case, Inputs
 
 EPS32 = torch.finfo(torch.float32).eps
 FP32_STEPS = 8  # roundings in an fp32 evaluation of a formula: some polynomial terms, a tanh, a product
@@ -61,7 +61,8 @@ def objection(case: Case, outputs: Tensor | Sequence[Tensor], expected: Sequence
 @torch.no_grad()
 def expected(case: Case, inputs: Inputs) -> tuple[Expected, ...]:
     """The outputs of `providers.thunk` in float64: y, and with the backward the gradients of the leaves."""
-    outputs = _whole(case, inputs) if case.model else _expected(case, inputs)
+    compute = _whole if case.model else _gated if case.gated else _expected
+    outputs = compute(case, inputs)
     return tuple(each for each in outputs if case.direction != "backward" or each.name != "y")
 
 
@@ -121,6 +122,42 @@ def _expected(case: Case, inputs: Inputs) -> Iterator[Expected]:
         yield summed("dposition", dposition, misses, ulp)
 
 
+def _gated(case: Case, inputs: Inputs) -> Iterator[Expected]:
+    """A gated GELU's output and gradients, in the order of the leaves."""
+    info = torch.finfo(case.torch_dtype)
+    ulp, least = info.eps / 2, info.smallest_normal * info.eps
+    split = -1 if case.dim is None else case.dim
+    sums = [inputs.x.double() if inputs.bias is None else inputs.x.double() + along(inputs.bias.double(), case)]
+    if case.gated == TWO:
+        other, *other_bias = (each.double() for each in inputs.parameters)
+        sums.append(other + along(other_bias[0], case) if other_bias else other)
+    else:
+        sums = list(sums[0].chunk(2, split))
+    u, w = sums if case.gated != "second" else sums[::-1]
+    gate, slope, _ = truth.gate(u, case.approximate)
+    gelu, dydu = u * gate, gate + u * slope
+
+    roundings = (u * dydu).abs() + (u * u * slope).abs() + 2 * gelu.abs()  # as of an ungated GELU
+    gelu_misses = least + ulp * roundings + FP32_STEPS / 2 * EPS32 * u.abs()
+    yield Expected("y", gelu * w, least + w.abs() * gelu_misses + 3 * ulp * (gelu * w).abs())  # w, and the product
+    if inputs.dy is None:
+        return
+    dy = inputs.dy.double()
+    steps = BACKWARD_ROUNDINGS * ulp + FP32_STEPS * EPS32 * (1 + u.abs())
+    pair = (dy * w * dydu, 2 * least + (1 + 2 * ulp) * (dy * w).abs() * steps), (
+        dy * gelu, 2 * least + dy.abs() * gelu_misses + 2 * ulp * (dy * gelu).abs()
+    )  # fmt: skip
+    halves = pair if case.gated != "second" else pair[::-1]
+    if case.gated != TWO:
+        halves = ((torch.cat([d for d, _ in halves], split), torch.cat([miss for _, miss in halves], split)),)  # type: ignore[assignment]
+    for (du, miss), name in zip(halves, ("", "other"), strict=False):
+        yield Expected(f"d{name or 'x'}", du, miss)
+        if case.dim is not None:
+            others = [d for d in range(du.ndim) if d != case.dim % du.ndim]
+            squares = (miss * miss).sum(others)
+            yield summed(f"d{'other_' if name else ''}bias", du.sum(others), squares, ulp)
+
+
 def summed(name: str, value: Tensor, squares: Tensor, ulp: float) -> Expected:
     """A sum whose terms miss independently: the squares of the misses add up, then one rounding."""
     return Expected(name, value, DEVIATIONS * squares.sqrt() + 2 * ulp * value.abs())
@@ -128,5 +165,4 @@ def summed(name: str, value: Tensor, squares: Tensor, ulp: float) -> Expected:
 
 def along(bias: Tensor, case: Case) -> Tensor:
     """The bias as a view that adds along the case's dimension."""
-    assert case.dim is not None
-    return bias.view([-1 if dim == case.dim % len(case.shape) else 1 for dim in range(len(case.shape))])
+    return bias.view(case.across)

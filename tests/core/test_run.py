@@ -217,7 +217,7 @@ def test_tiles_in_parts_and_two_steps_at_a_time_change_nothing(
     whole = results()
     monkeypatch.setattr(targets, "INTERPRETER", replace(targets.TARGETS["h100"], processors=1))
     y, dx, *dbias = results()
-    assert parts == [1, 1, 4, 2]
+    assert parts == [1, 1, 4 if shape[-1] % 2 else 8, 2]  # narrow accesses are many already
     torch.testing.assert_close([y, dx], whole[:2], rtol=0, atol=0)
     torch.testing.assert_close(dbias, whole[2:], rtol=1e-5, atol=1e-4)
 

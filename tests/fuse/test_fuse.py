@@ -288,10 +288,17 @@ def quantized() -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
 
 
+def twice(g: Tensor) -> Tensor:
+    return g * g
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str, str]] = {
     "no bias": (lambda: Net(layer=nn.Linear(8, 16, bias=False)), "first", "none", "no bias"),
     "ReLU": (lambda: Net(F.relu), "first", "relu", "relu is not GELU"),
-    "gated": (lambda: Net(USES["a gate"]), "first", "none", "gated: GELU of a part, by chunk"),
+    "a gate that is used twice": (
+        lambda: Net(lambda h: twice(F.gelu(h.chunk(2, -1)[1])).repeat(1, 2)), "first", "none",
+        "gated: GELU of a part, by chunk",
+    ),
     "LoRA": (lambda: Net(layer=LoRA()), "first.base_layer", "none", "add comes before the GELU"),
     "a sum": (lambda: Net(layer=OwnLinear(8, 16)), "first", "none", "GELU of what add returns"),
     "quantised": (quantized, "0", "none", "GELU of what linear_dynamic returns"),

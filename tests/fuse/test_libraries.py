@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from gated_clients import GATED, Gated, gated_table, losses
 from small_tensors import small_tensors_take_the_whole_mechanism
 from test_fuse import assert_same, results
 from torch import Tensor, nn
@@ -24,6 +25,15 @@ before an nn.GELU. "Same" is: the same values, and where there are any the same 
 
 | library | operation | result |
 |---|---|---|
+"""
+
+TAIL = """
+## Gated GELUs
+
+Of each of these, the product of the GELU and its factor is one operator, forward and backward, and the gradients of the
+biases that are before it come from the same pass. Outputs, gradients and three steps of training are compared with the
+unfused model, and so is the compiled model.
+
 """
 
 __all__ = ["small_tensors_take_the_whole_mechanism"]  # a fixture for every test here
@@ -242,6 +252,26 @@ def bert(model: Any, plain: Any, x: Tensor) -> None:
     assert gelus == 3
 
 
+@operation("transformers", "a Gemma layer and a T5 v1.1 layer, three training steps", "the same losses")
+def gated_language_models(model: Any, plain: Any, x: Tensor) -> None:
+    for name in ("Gemma", "T5 v1.1"):
+        compare_losses(GATED[name])
+
+
+@operation("diffusers", "a BasicTransformerBlock, three training steps", "the same losses")
+def gated_block(model: Any, plain: Any, x: Tensor) -> None:
+    compare_losses(GATED["BasicTransformerBlock"])
+
+
+def compare_losses(client: Gated) -> None:
+    """Train a model of gated GELUs, fused and not."""
+    plain = client.model(torch.float32)
+    model = copy.deepcopy(plain)
+    assert [site.gated for site in fuse(model, **client.inputs(torch.float32))] == [True] * len(client.sites)
+    ours, theirs = (losses(net, client, 3) for net in (model, plain))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
 @operation("torch", "deepcopy, pickle, torch.save, load_state_dict", "same, still fused")
 def copies(model: Any, plain: Any, x: Tensor) -> None:
     import pickle
@@ -305,8 +335,9 @@ def test_an_operation_on_a_fused_model(case: tuple[str, str], make: type[MLP]) -
 
 
 def table() -> str:
-    """The operations in Markdown."""
-    return HEAD + "".join(f"| {lib} | {what} | {result} |\n" for (lib, what), (_, result) in OPERATIONS.items())
+    """The operations in Markdown, and the models."""
+    operations = "".join(f"| {lib} | {what} | {result} |\n" for (lib, what), (_, result) in OPERATIONS.items())
+    return HEAD + operations + TAIL + gated_table()
 
 
 def test_the_table_of_operations_is_what_is_tested() -> None:

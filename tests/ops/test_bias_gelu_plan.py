@@ -10,8 +10,8 @@ from triton_gelu.core.in_flight import InFlight
 from triton_gelu.core.matrices import Matrices, matrices
 from triton_gelu.core.plan import Backward, Launch
 from triton_gelu.core.targets import TARGETS, Target
+from triton_gelu.core.tiling import Tile, backward_tile, forward_tile, partial_sums
 from triton_gelu.ops import bias_gelu_plan
-from triton_gelu.ops.bias_gelu_plan import Tile, backward_tile, forward_tile, partial_sums
 
 H100, MI300X = TARGETS["h100"], TARGETS["mi300x"]
 KERNEL_LIMITS = (2**31 - 1, 65535, 65535)
@@ -82,11 +82,9 @@ def test_partial_sums_take_a_tenth_of_the_traffic_at_most_and_of_large_calls_a_f
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
-@pytest.mark.parametrize(
-    ("shape", "dim"),
-    [((2048, 4096), 1), ((1638, 5120), 1), ((5592, 1500), 1), ((3, 1280, 3000), 1), ((5, 1280, 1500), 1)],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize(("shape", "dim"), [
+    ((2048, 4096), 1), ((1638, 5120), 1), ((5592, 1500), 1), ((3, 1280, 3000), 1), ((5, 1280, 1500), 1),
+], ids=str)  # fmt: skip
 def test_16_megabytes_have_four_programs_a_processor_in_both_passes(
     shape: tuple[int, ...], dim: int, target: Target
 ) -> None:
@@ -189,8 +187,7 @@ def test_integers_stay_small_enough_for_32_bits_unless_a_size_is_not() -> None:
     assert dict(backward.main.constants)["INT64_INDEX"] is True
 
 
-# Of float16: shape, dim of the bias, forward tile where 4 warps have 4 accesses a thread, and 2 warps 8; backward.
-TILES = [
+TILES = [  # of float16: shape, dim of the bias; forward tile of 4 warps, 4 accesses a thread, of 2 and 8; backward
     ((4096, 4096), 1, Tile(4, 1024, 4), Tile(8, 512, 2), Tile(4, 256)),  # warps next to each other; a warp for each row
     ((4096, 1536), 1, Tile(4, 512, 2), Tile(8, 512, 2), Tile(4, 256)),
     ((4096, 96), 1, Tile(128, 32), Tile(128, 32, 2), Tile(32, 32)),

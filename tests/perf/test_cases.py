@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,23 @@ def test_bytes_count_each_tensor_once() -> None:
     assert Case("", shape, dim=None).compulsory_bytes() == 4 * 2 * x
     both = Case("", shape, direction="forward_backward").compulsory_bytes()
     assert both == 4 * (2 * x + bias) + 4 * (3 * x + 2 * bias)  # y; then dy, x, dx and b, db
+
+
+def test_bytes_of_gated_cases_count_both_halves_or_both_tensors() -> None:
+    shape, y = (8, 100, 64), 8 * 100 * 64
+    joined, two = (Case("", shape, gated=gated) for gated in ("first", cases.TWO))
+    assert (joined.x_shape, two.x_shape) == ((8, 100, 128), shape)
+    assert joined.compulsory_bytes() == two.compulsory_bytes() == 4 * (3 * y + 128)
+    both = replace(joined, direction="forward_backward").compulsory_bytes()
+    assert both == 4 * (3 * y + 128) + 4 * (5 * y + 2 * 128)
+    assert Case("", shape, dim=1, gated="second").x_shape == (8, 200, 64)
+
+
+def test_the_gated_set_has_models_in_their_own_formulas() -> None:
+    found = cases.gated()
+    assert {case.approximate for case in found if case.joined} == {"none"}
+    assert {case.approximate for case in found if not case.joined} == {"tanh"}
+    assert all(word in " ".join(case.name for case in found) for word in ("sdxl", "modernbert", "gemma", "t5-xxl"))
 
 
 def arguments(*words: str) -> argparse.Namespace:

@@ -35,6 +35,10 @@ try:
 except (ImportError, AttributeError):
     _complete = False
 
+_top_hooks: Any = None
+with contextlib.suppress(ImportError):
+    from torch._C._autograd import _top_saved_tensors_default_hooks as _top_hooks
+
 _allocators: Any = None
 with contextlib.suppress(ImportError):
     from torch._C._dynamo import guards as _allocators
@@ -110,6 +114,15 @@ def _are_modes(kinds: tuple[type, ...]) -> bool:
     """Whether all function modes that are on are of these kinds, or a default device."""
     modes = [_get_function_stack_at(index) for index in range(_len_torch_function_stack())]
     return all(isinstance(mode, (DeviceContext, *kinds)) for mode in modes)
+
+
+def saving() -> Any:
+    """What tensors that are saved for a backward pass go through now, as a checkpoint's do; None if nothing.
+
+    Where that can't be asked, the answer is another one each time.
+    """
+    hooks = _top_hooks(False) if _top_hooks else (object(),)
+    return hooks and hooks[0]
 
 
 @functools.cache

@@ -27,10 +27,12 @@ def stands_alone(level: Level, given: Sequence[Any]) -> bool:
     """Whether kernels move less than a compiler would in a backward pass: a vector has a gradient, and nothing fuses.
 
     That is so if products, convolutions or the world outside made all that is read whole, and nothing else computes
-    with what the operator was given. (Its incoming gradient may well have been made for several.)
+    with what the operator was given. (Its incoming gradient may well have been made for several.) Where a gradient has
+    halves, a compiler moves as few bytes without a vector, but computes both for each element of either.
     """
     sums = [not r.kind.full for r, needed in zip(level.results, level.needed(given), strict=True) if needed]
-    if not any(sums) or compat_torch.may_fuse_products():
+    halved = any(arg.kind.halved for arg in level.args)
+    if not (any(sums) or halved) or compat_torch.may_fuse_products():
         return False
     for place, (arg, tensor) in enumerate(zip(level.args, given, strict=False)):
         if tensor is not None and arg.kind.full and arg.read:

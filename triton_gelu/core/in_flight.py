@@ -1,4 +1,4 @@
-"""How a launch keeps enough bytes in flight: how many loads a thread asks for at once, in which order.
+"""How a launch keeps enough bytes in flight: how many loads a thread asks for at once, in which order, and registers.
 
 A memory-bound kernel is as fast as the bytes it waits for at a time allow. NVIDIA's compiler puts loads off until just
 before they are used, behind the arithmetic on what came before, however many the source has in a row and however many
@@ -6,11 +6,11 @@ registers are free. What holds it back, `loads` here and LOADS in the kernels:
 
     free      nothing: loads come when the compiler likes
     tied      the first of the tiles is computed from all of them, by way of a zero that no compiler knows (`tie` in
-              core/tiles.py): a third of an instruction an element, and no other bits
-    volatile  no instruction more, but past the L1 cache. How fast that is has to be measured
+              core/tiles.py): an eighth of an instruction an element or two, and the same bits
+    volatile  no instruction more, but past the L1 cache; how fast that is has to be measured
 
-Everything here was chosen by counting compiled code (`python -m perf analyse`), and none of it changes a value, but for
-the order in which a bias gradient is added up. To measure other choices, set TRITON_GELU_PLAN before the first call:
+All of it was chosen by counting compiled code (`python -m perf analyse --set goals`), and changes no value, but for the
+order in which a bias gradient is added up. To measure other choices, set TRITON_GELU_PLAN before the first call:
 
     TRITON_GELU_PLAN=forward.unroll=4,forward.warps=4,backward.loads=volatile,backward.registers=72,backward.share=0.02
 

@@ -125,6 +125,8 @@ def tie(xs, ys, zero, ALIGN: tl.constexpr):
     So no compiler can put off any of their loads behind the arithmetic on the first (core/in_flight.py). A thread has
     four registers of each tile, and of those that came with one access it takes the first. Numbers keep all their bits.
     """
+    if INTERPRETED:
+        return xs
     first = xs[0]
     BITS: tl.constexpr = first.dtype.primitive_bitwidth
     tl.static_assert(BITS == 16 or BITS == 32, f"tiles of type {first.dtype} can't be tied together")

@@ -18,9 +18,11 @@ from . import patch
 from .gelu import FORMULAS, drives
 from .gelu_modules import asks_itself
 from .layers import kind_of
+from .noted import Layer, Stack, UnfusedSite, Use
 from .patch import Change
 from .preserve import preserved
-from .trace import UNKNOWN, Layer, Stack, Trace, UnfusedSite, Use
+from .product import Link
+from .trace import UNBIASED, UNKNOWN, Trace
 from .written_out import formula_of
 
 __all__ = ["FusionReport", "Site", "UnfusedSite", "fuse", "unfuse"]
@@ -35,12 +37,19 @@ class Site:
         formula: "none", "tanh" or "sigmoid" as in `bias_gelu`, the name of another activation, or "?".
         fused: whether its GELU, and in training its bias gradient with it, is now a kernel where there are kernels.
         reason: why not.
+        gated: whether that kernel computes the product of the GELU and another tensor, too.
     """
 
     name: str
     formula: str
     fused: bool
     reason: str = ""
+    gated: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """What became of it, in words."""
+        return f"yes{', gated' * self.gated}" if self.fused else f"no: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class FusionReport:
 
     def __str__(self) -> str:
         rows = [("layer", "formula", "fused")]
-        rows += [(site.name, site.formula, "yes" if site.fused else f"no: {site.reason}") for site in self.sites]
+        rows += [(site.name, site.formula, site.outcome) for site in self.sites]
         name, formula = (max(len(row[column]) for row in rows) for column in (0, 1))
         lines = [f"{row[0]:{name}}  {row[1]:{formula}}  {row[2]}" for row in rows]
         return "\n".join([*lines, self.runs] if any(site.fused for site in self.sites) else lines)
@@ -79,10 +88,13 @@ def fuse(model: nn.Module, *example_args: Any, **example_kwargs: Any) -> FusionR
 
     Forward, the layer stays PyTorch's own call, and GELU of its output is one kernel, accurate for negative inputs too.
     Backward, one pass over memory gives the gradient of GELU and its sum over rows, which is that of the layer's bias.
-    On a device without kernels, PyTorch's own operators run, until the model is moved; the printed report says so.
+    If the GELU is gated, so that it or that of a half of the output is multiplied by the other half or by any tensor of
+    its shape, the product is in that kernel, both gradients are in that pass, and the layer needs no bias. On a device
+    without kernels, PyTorch's own operators run, until the model is moved; the printed report says so.
 
     A layer is a module of PyTorch's, such as Linear and the convolutions, or whatever calls their functions or
-    `torch.addmm`; a GELU is a call of `torch.nn.functional.gelu` from anywhere, or code that is proven to compute one.
+    `torch.addmm`; a GELU is a call of `torch.nn.functional.gelu` from anywhere, or code that is proven to compute one;
+    a gate is a `*` of which the code after the GELU proves that it is the only use.
     The example only chooses the layers: a model that uses their outputs in other ways, now or later, stays right. What
     was chosen is a module of a subclass of its class; else nothing changes: parameters, state_dict, hooks, attributes
     and training mode stay. Copies, pickles and compiling work, torch.export gives PyTorch's operators. Compiled graphs
@@ -138,20 +150,32 @@ def _apply(trace: Trace, device_type: str) -> FusionReport:
         formulas = [use.formula for use in layer.uses if use.formula]
         if not formulas:
             continue
-        name, module, reason = layer.stack[-1].name, layer.stack[-1].module, _why_not(layer)
-        sites[Site(name, UNKNOWN if UNKNOWN in formulas else formulas[0], not reason, reason)] = None
+        name, reason, gated = layer.stack[-1].name, _why_not(layer), layer.gate is not None
+        sites[Site(name, UNKNOWN if UNKNOWN in formulas else formulas[0], not reason, reason, gated)] = None
         if not reason:
-            layers.setdefault(module, []).append(layer)
+            for each in (layer, *_factors(layer)):
+                layers.setdefault(each.stack[-1].module, []).append(each)
     for module, calls in layers.items():
-        gelus = {use.stack[-1].module: _gelu_change(use) for layer in calls for use in layer.uses}
-        tag = None in gelus.values()
+        gelus = {use.stack[-1].module: _gelu_change(use) for layer in calls for use in layer.uses if use.formula}
+        gates = [layer.gate for layer in calls if layer.gate]
         kind = kind_of(module)
-        changes[module] = Change(kind or "calls", tag, frozenset() if kind else frozenset(c.ordinal for c in calls))
+        ordinals = frozenset() if kind else frozenset(layer.ordinal for layer in calls)
+        links = frozenset[Link]().union(*(gate.links for gate in gates))
+        tag = bool(gates) or None in gelus.values()
+        changes[module] = Change(kind or "calls", tag, bool(gates), links, ordinals)
         changes |= {each: how for each, how in gelus.items() if how is not None}
     for module, how in changes.items():
         patch.change(module, how)
     sites.update((Site(site.name, site.formula, False, site.reason), None) for site in trace.unfused)
     return FusionReport(tuple(sites), device_type)
+
+
+def _factors(layer: Layer) -> list[Layer]:
+    """The layer whose output the GELU is multiplied by, if its bias gradient can be computed with that of the GELU."""
+    other = None if layer.gate is None else layer.gate.other
+    if other is None or other.obstacle or len(other.uses) > 1 or patch.obstacle(other.stack[-1].module):
+        return []
+    return [other]
 
 
 def _recognize(layer: Layer) -> None:
@@ -185,7 +209,9 @@ def _why_not(layer: Layer) -> str:
             return f"a formula with {use.function} that is not recognised"
         if use.formula and use.formula not in FORMULAS:
             return f"{use.formula} is not GELU"
-    if layer.obstacle:
+    if layer.divided and layer.gate is None:
+        return "gated: nothing of its shape multiplies the GELU of a part"
+    if layer.obstacle and not (layer.gate and layer.obstacle == UNBIASED):
         return layer.obstacle
     for frame in layer.stack[min(_shared(layer.stack, use.stack) for use in layer.uses) :]:
         if frame.module._forward_hooks:

@@ -108,7 +108,7 @@ class FusedGelu(Function):
         if torch.is_grad_enabled() or not (gelu.is_ordinary(dy, h) or is_traced(dy, h)):
             return gelu.gelu_backward_differentiable(dy, h, ctx.formula), None, None
         source = ctx.source
-        if source is None or _has_hooks(h):
+        if source is None or has_hooks(h):
             return gelu.gelu_backward(dy, h, None, ctx.formula, None)[0], None, None
         node, dim, layout = source
         dh, dbias = gelu.gelu_backward(dy, h, dim, ctx.formula, node.bias_dtype)
@@ -120,7 +120,7 @@ class FusedGelu(Function):
 _record = gelu.apply_without_functorch(FusedGelu)
 
 
-def _has_hooks(h: Tensor) -> bool:
+def has_hooks(h: Tensor) -> bool:
     """Whether hooks see the gradient of h or of the tensor it is a view of. They may write to its data unmarked."""
     return bool(h._backward_hooks or (h._base is not None and h._base._backward_hooks))
 

@@ -6,6 +6,8 @@ here. The bias is already in `h`; only its gradient is wanted.
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -13,15 +15,25 @@ from torch.overrides import TorchFunctionMode
 from ..core import compat_torch
 from ..core.checks import DTYPES
 from ..core.compat_torch import EXACT as EXACT_TYPES
-from ..core.compat_torch import apply_without_functorch, functional_tensor, is_exporting, is_transformed, untraced
+from ..core.compat_torch import (
+    apply_without_functorch,
+    functional_tensor,
+    is_exporting,
+    is_transformed,
+    saving,
+    untraced,
+)
 from ..core.compat_torch import is_plain_eager as is_ordinary
 from ..core.declare import BACKWARD
 from ..core.dispatch import drives, insist
 from ..core.op import Op
 from ..formulas import FORMULAS, Approximate
-from ..functional import gelu
+from ..functional import bias_geglu, bias_gelu_mul, gelu
+from ..ops.bias_geglu import BIAS_GEGLU
 from ..ops.bias_gelu import BIAS_GELU, PLAIN
+from ..ops.bias_gelu_mul import BIAS_GELU_MUL
 from ..ops.gelu_after_bias import GELU_AFTER_BIAS
+from ..ops.halves import Activated
 
 __all__ = [
     "EXACT_TYPES",
@@ -34,8 +46,12 @@ __all__ = [
     "is_exporting",
     "is_ordinary",
     "is_transformed",
+    "saving",
     "untraced",
 ]
+
+ACTIVATED: tuple[Activated, Activated] = get_args(Activated)
+"""Which half goes through GELU, by its place."""
 
 SMALL = 1 << 16
 """Below so many elements, PyTorch adds up the bias gradient: its kernel then takes no longer than a launch does, while
@@ -86,24 +102,69 @@ def gelu_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of h and, if a dtype is given for it, its sum over everything but dim: one pass over memory."""
     if dim is None or bias_dtype is None:
-        dh, dbias = _backward(BIAS_GELU, dy, h, None, 0, formula, [True, False])[0], None
+        dh, dbias = _gradients(BIAS_GELU, (dy, h, None), (0, formula), [True, False])[0], None
     else:
         bias = h.new_empty((), dtype=bias_dtype).expand(h.shape[dim])  # its values are nowhere read
-        dh, dbias = _backward(GELU_AFTER_BIAS, dy, h, bias, dim % h.ndim, formula, [True, True])
+        dh, dbias = _gradients(GELU_AFTER_BIAS, (dy, h, bias), (dim % h.ndim, formula), [True, True])
+    assert dh is not None
     return dh, dbias
 
 
-def _backward(
-    op: Op, dy: Tensor, h: Tensor, bias: Tensor | None, dim: int, formula: Approximate, needs: list[bool]
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients of an operator by the fastest backend, or, of a compiler's tensors, by an operator of its graph."""
+def geglu_forward(h: Tensor, dim: int, index: int, formula: Approximate) -> Tensor:
+    """GELU of one half of h along dim < 0, of the first (0) or the second (1), times the other; not recorded."""
     if type(h) in EXACT_TYPES:
-        dh, dbias = op.backward(dy, h, bias, dim, formula, tuple(needs))
-        assert dh is not None
-    else:
-        op.register_decompositions()
-        dh, dbias = op.operators[BACKWARD](dy, h, bias, dim, formula, needs)
+        return BIAS_GEGLU.forward(h, None, dim % h.ndim, formula, ACTIVATED[index])
+    return bias_geglu(h, activated=ACTIVATED[index], dim=dim, approximate=formula)
+
+
+def geglu_backward(
+    dy: Tensor, h: Tensor, dim: int, index: int, formula: Approximate, bias_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of h and, if a dtype is given for it, its sum over everything but dim: one pass over memory."""
+    bias = None if bias_dtype is None else h.new_zeros(h.shape[dim], dtype=bias_dtype)
+    options = dim % h.ndim, formula, ACTIVATED[index]
+    dh, dbias = _gradients(BIAS_GEGLU, (dy, h, bias), options, [True, bias is not None])
+    assert dh is not None
     return dh, dbias
+
+
+def gelu_mul_forward(u: Tensor, w: Tensor, formula: Approximate) -> Tensor:
+    """GELU of u times w, not recorded by autograd."""
+    if type(u) in EXACT_TYPES:
+        return BIAS_GELU_MUL.forward(u, w, None, None, -1 % u.ndim, formula)
+    return bias_gelu_mul(u, w, approximate=formula)
+
+
+def gelu_mul_backward(
+    dy: Tensor,
+    u: Tensor,
+    w: Tensor,
+    dim: int | None,
+    formula: Approximate,
+    needs: tuple[bool, bool],
+    bias_dtypes: tuple[torch.dtype | None, torch.dtype | None],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of u and w that are needed and, where dtypes are given for them, their sums over all but dim."""
+    size = 0 if dim is None else u.shape[dim]
+    biases = [None if each is None else u.new_zeros(size, dtype=each) for each in bias_dtypes]
+    options = (-1 if dim is None else dim) % u.ndim, formula
+    return _gradients(BIAS_GELU_MUL, (dy, u, w, *biases), options, [*needs, *(bias is not None for bias in biases)])
+
+
+def _gradients(
+    op: Op, tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], needs: list[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of an operator by the fastest backend, or, of a compiler's tensors, by an operator of its graph."""
+    if type(tensors[1]) in EXACT_TYPES:
+        return op.backward(*tensors, *options, tuple(needs))
+    op.register_decompositions()
+    found = op.operators[BACKWARD](*tensors, *options, needs)
+    return tuple([gradient if needed else None for gradient, needed in zip(found, needs, strict=True)])
+
+
+def gelu_differentiable(h: Tensor, formula: Approximate) -> Tensor:
+    """GELU of h in operators that PyTorch differentiates and transforms."""
+    return PLAIN.forward(h, None, 0, formula)
 
 
 def gelu_backward_differentiable(dy: Tensor, h: Tensor, formula: Approximate) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
-from . import gelu, tagged
+from . import gelu, tagged, tagged_in_graph
 from .bias_gradient import fused_gelu
 from .layers import REAL_TYPES
 from .tagged import Tagged, untag
@@ -59,12 +60,16 @@ def gelu_forward(original: type[nn.Module], formula: str) -> Callable[..., Any]:
         if is_dynamo_compiling():
             if now not in gelu.FORMULAS or gelu.is_exporting() or gelu.is_transformed():
                 return plain(self, h)
-            tagged.allow_in_graph()
-            return tagged.gelu_in_graph(h, now)
-        if type(h) is Tagged:
-            untag(h)
-        if now in gelu.FORMULAS and gelu.fits(h) and type(self) is not original:
-            return fused_gelu(h, now)
+            tagged_in_graph.allow_in_graph()
+            return tagged_in_graph.gelu_in_graph(h, now)
+        if now in gelu.FORMULAS and type(self) is not original:
+            if type(h) is Tagged:
+                y = tagged.activate(h, now, sys._getframe(1))
+                if y is not None:
+                    return y
+            elif gelu.fits(h):
+                return fused_gelu(h, now)
+        untag(h)
         return plain(self, h)
 
     return forward
@@ -83,8 +88,8 @@ def layer_and_gelu_forward(original: type[nn.Module], formula: Any, child: str) 
         if is_dynamo_compiling():
             if gelu.is_exporting() or gelu.is_transformed():
                 return plain(self, input)
-            tagged.allow_in_graph()
-            return tagged.gelu_in_graph(getattr(self, child)(input), formula)
+            tagged_in_graph.allow_in_graph()
+            return tagged_in_graph.gelu_in_graph(getattr(self, child)(input), formula)
         if type(self) is original or not gelu.is_plain_eager():
             return plain(self, input)
         h = getattr(self, child)(input)

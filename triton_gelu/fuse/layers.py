@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
-from . import gelu, tagged
+from . import gelu, tagged, tagged_in_graph
 from .bias_gradient import attach
 from .gelu import EXACT_TYPES
+from .product import trust_function
 from .tagged import Tagged
 
 REAL_TYPES = (*EXACT_TYPES, Tagged)
@@ -102,8 +103,8 @@ def kind_of(layer: nn.Module) -> str:
     return known.get(forward, "")
 
 
-def layer_forward(original: type[nn.Module], kind: str, tag: bool) -> Callable[..., Any]:
-    """A forward for layers of class `original`; `tag` if a call of F.gelu has to recognize its output."""
+def layer_forward(original: type[nn.Module], kind: str, tag: bool, gated: bool) -> Callable[..., Any]:
+    """A forward for layers of class `original`; `tag` if its GELU has to recognize its output, `gated` if gated."""
     plain, (call, dim, size) = original.forward, KINDS[kind]
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -114,18 +115,18 @@ def layer_forward(original: type[nn.Module], kind: str, tag: bool) -> Callable[.
         may_be_small = not tag and type(input) in REAL_TYPES and not is_dynamo_compiling()
         if may_be_small and size(self, input) < gelu.SMALL:
             return plain(self, input)
-        bias = self.bias
-        if bias is None or bias.ndim != 1 or not gelu.has_kernels(bias.device.type):
+        bias, weight = self.bias, self.weight
+        if (bias is None and not tag) or (bias is not None and (bias.ndim != 1 or type(bias) not in EXACT_TYPES)):
             return plain(self, input)
-        if type(input) not in REAL_TYPES or type(bias) not in EXACT_TYPES or type(self.weight) not in EXACT_TYPES:
+        if type(input) not in REAL_TYPES or type(weight) not in EXACT_TYPES or not gelu.has_kernels(weight.device.type):
             return plain(self, input)
-        recorded = recording and bias.requires_grad
+        recorded = recording and bias is not None and bias.requires_grad
         if is_dynamo_compiling():
             if not (recorded or tag) or gelu.is_exporting() or gelu.is_transformed():
                 return plain(self, input)
-            tagged.allow_in_graph()
-            h = call(self, input, bias.detach() if recorded else bias)
-            return tagged.layer_in_graph(h, bias if recorded else None, dim, tag)
+            tagged_in_graph.allow_in_graph()
+            h = call(self, input, bias.detach()) if recorded else plain(self, input)
+            return tagged_in_graph.layer_in_graph(h, bias if recorded else None, dim, tag, gated)
         if (
             not (recorded or tag)
             or not gelu.is_plain_eager()
@@ -135,9 +136,9 @@ def layer_forward(original: type[nn.Module], kind: str, tag: bool) -> Callable[.
         if recorded and not (tag and size(self, input) < gelu.SMALL):
             h = attach(call(self, input, bias.detach()), bias, dim)
         else:
-            h = call(self, input, bias)
-        if tag:
-            tagged.tag(h)
+            h = plain(self, input)
+        if tag and type(h) is Tensor:
+            tagged.tag(h, tagged.Watch() if gated else None)
         return h
 
     return forward
@@ -190,7 +191,7 @@ def takes_rows(bias: Tensor, output: Tensor, dim: int) -> bool:
     return bias.ndim == 1 and output.ndim >= -dim and output.shape[dim] == len(bias)
 
 
-def calling_forward(original: type[nn.Module], calls: frozenset[int], tag: bool) -> Callable[..., Any]:
+def calling_forward(original: type[nn.Module], calls: frozenset[int], tag: bool, gated: bool) -> Callable[..., Any]:
     """A forward for modules that call PRODUCERS themselves: those at these places are fused. In graphs, none is."""
     plain = original.forward
 
@@ -199,7 +200,7 @@ def calling_forward(original: type[nn.Module], calls: frozenset[int], tag: bool)
             return original.forward(self, *args, **kwargs)
         if not gelu.is_plain_eager():
             return plain(self, *args, **kwargs)
-        with FusedCalls(calls, tag):
+        with FusedCalls(calls, tag, gated):
             return plain(self, *args, **kwargs)
 
     return forward
@@ -208,9 +209,9 @@ def calling_forward(original: type[nn.Module], calls: frozenset[int], tag: bool)
 class FusedCalls(gelu.HarmlessMode):
     """In a module's own forward, does to the outputs of some calls of PRODUCERS what `layer_forward` does."""
 
-    def __init__(self, calls: frozenset[int], tag: bool) -> None:
+    def __init__(self, calls: frozenset[int], tag: bool, gated: bool) -> None:
         super().__init__()
-        self.calls, self.tag = calls, tag
+        self.calls, self.tag, self.gated = calls, tag, gated
         self.count = 0
 
     def __torch_function__(
@@ -221,28 +222,28 @@ class FusedCalls(gelu.HarmlessMode):
             return func(*args, **kwargs)
         self.count += 1
         operands = operands_of(func, args, kwargs) if self.count - 1 in self.calls else None
-        if operands is None or not _fits(operands):
+        if operands is None or not _fits(operands, self.tag):
             return func(*args, **kwargs)
         bias, dim = operands.bias, operands.dim
-        assert bias is not None
-        if bias.requires_grad and torch.is_grad_enabled():
+        if bias is not None and bias.requires_grad and torch.is_grad_enabled():
             detached = bias.detach()
             args = tuple(detached if arg is bias else arg for arg in args)
             kwargs = {name: detached if arg is bias else arg for name, arg in kwargs.items()}
             h = attach(func(*args, **kwargs), bias, dim)
         else:
             h = func(*args, **kwargs)
-        if self.tag:
-            tagged.tag(h)
+        if self.tag and type(h) is Tensor:
+            tagged.tag(h, tagged.Watch() if self.gated else None)
         return h
 
 
-def _fits(operands: Operands) -> bool:
+trust_function(FusedCalls.__torch_function__)
+
+
+def _fits(operands: Operands, tag: bool) -> bool:
     inputs, bias, _ = operands
     return (
-        bias is not None
-        and bias.ndim == 1
-        and gelu.has_kernels(bias.device.type)
-        and type(bias) in EXACT_TYPES
+        (tag if bias is None else bias.ndim == 1 and type(bias) in EXACT_TYPES)
+        and gelu.has_kernels(inputs[0].device.type)
         and all(type(each) in REAL_TYPES for each in inputs)
     )

@@ -22,6 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .gelu_modules import gelu_forward, layer_and_gelu_forward
 from .layers import KINDS, calling_forward, layer_forward
+from .product import Link, trust
 
 Class = type[nn.Module]
 
@@ -33,7 +34,9 @@ class Change:
     Attributes:
         kind: a key of `layers.KINDS`, "calls" for other modules that call a layer's function, "gelu" for a GELU,
             "layer and gelu" for a module that is both.
-        tag: of a layer, whether its output is tagged for a call of F.gelu.
+        tag: of a layer, whether its output is tagged for its GELU.
+        gated: of a layer, whether that GELU is a factor.
+        links: the calls by which it gets to the product.
         calls: of a module that calls the functions of layers, which of its calls are followed by a GELU.
         formula: of a GELU; "" if the module says at each call.
         child: the layer in the module whose output it is the GELU of.
@@ -41,6 +44,8 @@ class Change:
 
     kind: str
     tag: bool = False
+    gated: bool = False
+    links: frozenset[Link] = frozenset()
     calls: frozenset[int] = frozenset()
     formula: str = ""
     child: str = ""
@@ -48,9 +53,9 @@ class Change:
     def forward(self, original: Class) -> Callable[..., Any]:
         """The forward of modules whose class was `original`."""
         if self.kind in KINDS:
-            return layer_forward(original, self.kind, self.tag)
+            return layer_forward(original, self.kind, self.tag, self.gated)
         if self.kind == "calls":
-            return calling_forward(original, self.calls, self.tag)
+            return calling_forward(original, self.calls, self.tag, self.gated)
         if self.kind == "gelu":
             return gelu_forward(original, self.formula)
         if self.kind == "layer and gelu":
@@ -96,6 +101,7 @@ _lock = threading.RLock()
 
 def changed_class(original: Class, how: Change) -> Class:
     """The subclass of `original` for modules that are changed like this. Pickles call it."""
+    trust(how.links)
     with _lock:
         key = id(original), how  # the class keeps the original alive
         found = _classes.get(key)

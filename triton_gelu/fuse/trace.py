@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -21,9 +20,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .gated import PARTS as DIVISIONS
+from .gated import Half, half_of
 from .gelu import EXACT_TYPES
 from .layers import PRODUCERS, Operands, operands_of, takes_rows
-from .tagged import METADATA, VIEWS, gelu_formula
+from .noted import Factor, Frame, Gate, Layer, Origin, Stack, UnfusedSite, Use
+from .product import Link, links_to_product
+from .tagged import METADATA, PRODUCTS, VIEWS, gelu_formula
 from .written_out import formula_of
 
 OTHERS = {F.relu: "relu", torch.relu: "relu", Tensor.relu: "relu", F.silu: "silu", F.mish: "mish", F.elu: "elu"}
@@ -36,63 +39,11 @@ GATES = ("erf", "erfc", "tanh", "sigmoid")
 PARTS = ("chunk", "split", "getitem", "narrow", "unbind", "tensor_split", "select")
 """The functions that divide the output of a layer into a part for the GELU and a part that it gates."""
 
+UNBIASED = "no bias"
+"""What stands against fusing a layer without a bias, unless the GELU is gated."""
+
 UNKNOWN = "?"
 """The formula of an activation that is written out and not recognised."""
-
-
-@dataclass(eq=False)
-class Frame:
-    """A call of a module's forward; `formula` if the module is a GELU written out in Python."""
-
-    name: str
-    module: nn.Module
-    calls: int = 0
-    formula: str = ""
-    argument: Tensor | None = None
-
-
-Stack = tuple[Frame, ...]
-
-
-@dataclass(frozen=True)
-class Use:
-    """A call of a function on the output of a layer; `formula` if it is an activation."""
-
-    function: str
-    stack: Stack
-    formula: str = ""
-
-
-@dataclass(eq=False)
-class Layer:
-    """A call of one of `PRODUCERS`: the how-manieth in its module's forward, and what stands against fusing it."""
-
-    stack: Stack
-    ordinal: int
-    dim: int
-    width: int
-    numel: int
-    obstacle: str
-    uses: list[Use] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a tensor comes from: a function, perhaps of the output of a layer, or arithmetic on nothing else."""
-
-    function: str
-    module: str
-    layer: Layer | None
-    arithmetic: bool
-
-
-@dataclass(frozen=True)
-class UnfusedSite:
-    """A GELU of something else than the output of a layer."""
-
-    name: str
-    formula: str
-    reason: str
 
 
 class Trace(TorchFunctionMode):
@@ -107,6 +58,9 @@ class Trace(TorchFunctionMode):
         self._frames: list[FrameType] = []
         self._base: FrameType | None = None
         self._outputs: MutableMapping[Tensor, Layer] = WeakTensorKeyDictionary()
+        self._halves: MutableMapping[Tensor, tuple[Layer, Half]] = WeakTensorKeyDictionary()
+        self._rearranged: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
+        self._factors: MutableMapping[Tensor, Factor] = WeakTensorKeyDictionary()
         self._origins: MutableMapping[Tensor, Origin] = WeakTensorKeyDictionary()
 
     def __enter__(self) -> Trace:
@@ -132,7 +86,9 @@ class Trace(TorchFunctionMode):
         if leaves and output is leaves[0] and version == _version(output):
             return output  # dropout in eval, contiguous, to: nothing has happened
         if self._stack and not self._stack[-1].formula:
-            self._record(func, args, kwargs, leaves, output)
+            self._record(func, args, kwargs, leaves, output, sys._getframe(1))
+        elif self._stack and isinstance(output, Tensor):
+            self._stack[-1].result = output  # the last one is what the GELU returns
         return output
 
     def _look(self, frame: FrameType | None) -> None:
@@ -148,36 +104,70 @@ class Trace(TorchFunctionMode):
             known += 1
         for left in reversed(self._stack[known:]):
             if left.formula and left.argument is not None:
-                self._outputs[left.argument].uses.append(Use(type(left.module).__name__, self._stack, left.formula))
+                name = type(left.module).__name__
+                self._activate(left.argument, Use(name, self._stack, left.formula), left.result, left.links)
             self._stack = self._stack[:-1]
         del self._frames[known:]
         for each in running[known:]:
             self._frames.append(each)
-            self._enter(each.f_locals["self"], each.f_locals["args"])
+            self._enter(each.f_locals["self"], each.f_locals["args"], each)
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], call: FrameType) -> None:
         frame = Frame(self._names.get(module, type(module).__name__), module)
-        if len(args) == 1 and isinstance(args[0], Tensor) and args[0] in self._outputs:
+        if len(args) == 1 and isinstance(args[0], Tensor) and (args[0] in self._outputs or args[0] in self._halves):
             found = formula_of(module)
             if found is not None and not found.child:
-                frame.formula, frame.argument = found.formula, args[0]
+                frame.formula, frame.argument, frame.links = found.formula, args[0], links_to_product(call)
         self._stack += (frame,)
 
-    def _record(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], output: Any) -> None:
+    def _activate(self, x: Tensor, use: Use, y: Tensor | None, links: frozenset[Link] | None) -> bool:
+        """Note a GELU of x if that is the output of a layer, or a half of it before a gate."""
+        half: Half | None = None
+        if x in self._outputs:
+            layer = self._outputs[x]
+        elif x in self._halves and links:
+            layer, half = self._halves[x]
+        else:
+            return False
+        layer.uses.append(use)
+        layer.divided |= half is not None
+        if links and y is not None and x not in self._rearranged:
+            self._factors[y] = Factor(use, layer, half, links)
+        return True
+
+    def _multiply(self, inputs: list[Tensor]) -> bool:
+        """Note a product of a GELU and another tensor."""
+        if len(inputs) != 2 or (inputs[0].shape, inputs[0].dtype) != (inputs[1].shape, inputs[1].dtype):
+            return False
+        for y, other in (inputs, inputs[::-1]):
+            factor = self._factors.get(y)
+            if factor is not None:
+                layer, half = self._halves.get(other, (self._outputs.get(other), None))
+                if layer is not None and (half is None or layer is not factor.layer):
+                    layer.uses.append(Use("mul", self._stack))
+                factor.layer.gate = Gate(factor.use, layer if half is None else None, factor.links)
+                return True
+        return False
+
+    def _record(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], output: Any, caller: FrameType) -> None:
         layers = [self._outputs[tensor] for tensor in inputs if tensor in self._outputs]
-        if func in VIEWS and layers and _is_rearranged(output, inputs[0], layers[0]):
-            self._outputs[output] = layers[0]
-            return
         name = getattr(func, "__name__", str(func)).strip("_")
         if name == "get":  # the getter of an attribute, T or real
             name = getattr(getattr(func, "__self__", None), "__name__", name)
+        if func in VIEWS and layers and _is_rearranged(output, inputs[0], layers[0]):
+            self._outputs[output], self._rearranged[output] = layers[0], True
+            return
         formula = gelu_formula(*args, **kwargs) if func is F.gelu else OTHERS.get(func, "")
-        for layer in layers:
-            layer.uses.append(Use(name, self._stack, formula))
+        use = Use(name, self._stack, formula)
+        if func is F.gelu:
+            if not self._activate(inputs[0], use, output, links_to_product(caller)):
+                self.unfused.append(self._unfused(inputs[0], formula))
+        elif not (func in PRODUCTS and self._multiply(inputs)):
+            halves = [self._halves[tensor][0] for tensor in inputs if tensor in self._halves]
+            for layer in halves if func in DIVISIONS and self._divide(inputs[0], output) else [*layers, *halves]:
+                layer.uses.append(use)
         stem = self._stem(inputs)
-        if func is F.gelu and not layers:
-            self.unfused.append(self._unfused(inputs[0], formula))
-        elif name in GATES and stem and not layers:
+        if name in GATES and stem and not layers:
             stem.uses.append(Use(name, self._stack, UNKNOWN))
         operands = operands_of(func, args, kwargs)
         if func in PRODUCERS:
@@ -193,10 +183,19 @@ class Trace(TorchFunctionMode):
             if isinstance(leaf, Tensor) and leaf not in self._outputs:
                 self._origins[leaf] = origin
 
+    def _divide(self, h: Tensor, output: Any) -> bool:
+        """Note the halves of a layer's output, if a function has returned them."""
+        parts = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        found = [half_of(h, part) for part in parts]
+        if h not in self._outputs or h in self._rearranged or None in found:
+            return False
+        self._halves.update((part, (self._outputs[h], half)) for part, half in zip(parts, found, strict=True) if half)
+        return True
+
     def _layer(self, operands: Operands, output: Tensor) -> Layer:
         inputs, bias, dim = operands
         subclasses = [type(t).__name__ for t in inputs if type(t) not in EXACT_TYPES]
-        obstacle = "no bias" if bias is None else f"{subclasses[0]} operands" if subclasses else ""
+        obstacle = UNBIASED if bias is None else f"{subclasses[0]} operands" if subclasses else ""
         if bias is not None and not obstacle and not takes_rows(bias, output, dim):
             obstacle = f"a bias of shape {tuple(bias.shape)}"
         width = output.shape[dim] if output.ndim >= -dim else 1

@@ -11,7 +11,7 @@ from ..core.declare import HALF, VECTOR, WHOLE, Arg, Option, Tensors
 from ..core.dispatch import Backend, cpu_support
 from ..core.op import Op
 from ..formulas import FORMULAS
-from . import bias_gelu, gated_cpu, vectors
+from . import bias_gelu, gated_compiled, gated_cpu, vectors
 from .bias_gelu import value
 from .bias_gelu_mul import gradients, incoming, second_gradients, to_dtype_of
 from .halves import check_activated, halves, joined
@@ -104,6 +104,7 @@ BIAS_GEGLU = Op(
     check=check_options,
     backends=[CPU],
     plain=Backend(bias_gelu.PLAIN.name, forward, backward, double_backward),
+    graph=Backend(gated_compiled.NAME, gated_compiled.joined_forward, gated_compiled.joined_backward),
     standard=standard,
 )
 """gelu(one half of x + bias) times the other, and its derivatives: see `triton_gelu.bias_geglu`."""

@@ -13,7 +13,7 @@ from ..core.declare import VECTOR, WHOLE, Arg, Option, Tensors
 from ..core.dispatch import Backend, cpu_support
 from ..core.op import Op
 from ..formulas import FORMULAS
-from . import bias_gelu, gated_cpu, vectors
+from . import bias_gelu, gated_compiled, gated_cpu, vectors
 from .bias_gelu import bend, check_options, slope, value
 
 
@@ -139,6 +139,7 @@ BIAS_GELU_MUL = Op(
     check=check_options,
     backends=[CPU],
     plain=Backend(bias_gelu.PLAIN.name, forward, backward, double_backward),
+    graph=Backend(gated_compiled.NAME, gated_compiled.forward, gated_compiled.backward),
     standard=standard,
 )
 """gelu(x + bias) (other + other_bias), its backward and double backward: see `triton_gelu.bias_gelu_mul`."""

@@ -118,7 +118,8 @@ def _fill_gradients(
             _store(du, dx_)
         if dother_ is not None or needs[1]:
             cpu_blocks.preactivation(x_, bias_, None, out=u)
-            dw = torch.addcmul(zero, u.mul_(gate), dy_, value=factor, out=_room(dother_, gate))
+            torch.addcmul(zero, gate, dy_, value=factor, out=gate)
+            dw = torch.mul(gate, u, out=_room(dother_, gate))
             dother_bias.add(dw, dother_bias_)
             _store(dw, dother_)
     return dbias.total, dother_bias.total

@@ -29,18 +29,31 @@ def notes(rows: Sequence[Row], provider: str) -> str:
 
 @pytest.mark.parametrize("dtype", cases.DTYPES.values())
 @pytest.mark.parametrize("approximate", cases.FORMULAS)
-def test_pytorch_passes_the_check_in_every_shape_of_a_case(dtype: str, approximate: str) -> None:
+def test_pytorch_and_ours_pass_the_check_in_every_shape_of_a_case(dtype: str, approximate: str) -> None:
     shapes = (
         Case("last", (400, 96)),
         Case("channels", (4, 32, 100), dim=1),
         Case("no bias", (30, 64), dim=None),
         Case("linear", (10, 20, 96), in_features=64),
         Case("stem", (6, 32, 50), dim=1, transposed=True),
+        Case("joined", (400, 96), gated="first"),
+        Case("joined channels", (4, 32, 100), dim=1, gated="second"),
+        Case("joined, no bias", (30, 64), dim=None, gated="second"),
+        Case("two tensors", (400, 96), gated=cases.TWO),
+        Case("two tensors, no bias", (30, 64), dim=None, gated=cases.TWO),
     )
     for case in cases.product(shapes, dtypes=[dtype], approximates=[approximate], directions=cases.DIRECTIONS):
         inputs = case.inputs(CPU)
-        outputs = providers.thunk(case, providers.eager(case), inputs)()
-        assert check.objection(case, outputs, check.expected(case, inputs)) == "", case
+        for provider in (providers.eager, providers.fused):
+            outputs = providers.thunk(case, provider(case), inputs)()
+            assert check.objection(case, outputs, check.expected(case, inputs)) == "", (provider, case)
+
+
+def test_the_other_half_is_caught() -> None:
+    case = Case("swapped", (64, 32), gated="first")
+    inputs = case.inputs(CPU)
+    outputs = providers.eager(replace(case, gated="second"))(*inputs.leaves)
+    assert "y is wrong at" in check.objection(case, outputs, check.expected(case, inputs))
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES.values())

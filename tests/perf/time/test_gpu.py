@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from perf.show import report
 from perf.time import correct, gpu, measure, steps
 from perf.time.steps import Step, all_steps
 from perf.time.worker import Lost, Worker
+from triton_gelu.core import in_flight
 
 pytestmark = pytest.mark.kernels
 TESTS = Path(__file__).parents[1]
@@ -98,10 +98,13 @@ def test_what_is_worth_most_comes_first_and_every_operator_dtype_formula_and_lay
         position(names, lambda name: name.startswith("gelu, bfloat16")),
         position(names, lambda name: "width 4096" in name),
         position(names, lambda name: "smallest" in name),
+        position(names, lambda name: name.startswith("gelu, float32")),
+        position(names, lambda name: "errors" in name),
         position(names, lambda name: "torch.compile" in name),
         position(names, lambda name: "2^28" in name),
+        position(names, lambda name: "textbook" in name),
         position(names, lambda name: "host" in name),
-        position(names, lambda name: "errors" in name),
+        position(names, lambda name: "fc1" in name),
         position(names, lambda name: "encoder" in name),
         names.index("tests"),
     ]
@@ -113,7 +116,6 @@ def test_what_is_worth_most_comes_first_and_every_operator_dtype_formula_and_lay
 def test_a_plan_is_asked_for_by_a_variable_in_a_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps.library, "plans_can_be_asked_for", lambda: True)
     monkeypatch.setattr(steps, "PLANS", ("forward.wide", "backward.deep"))
     mine = [step for step in all_steps() if "plan forward.wide" in step.name]
     assert {way for step in mine for *_, way, _, _ in step.answers} == {"forward"}
@@ -263,15 +265,20 @@ def test_the_backward_pass_is_measured_alone_and_its_gradients_are_checked(dtype
     assert row.note.startswith("dx is wrong")
 
 
-def test_a_worker_survives_what_raises_and_is_replaced_where_it_dies(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
-
-    def start(step: Step) -> Worker:
-        return Worker("steps_that_break:all_steps", "cpu", {**environment, **dict(step.environment)})
-
-    output = tmp_path / "rows.jsonl"
-    work = gpu.Shift(HERE, output, time.monotonic() + 500, start)
-    assert work.work(steps_that_break())
+def test_a_process_survives_what_raises_and_is_replaced_where_it_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The whole command, in real processes, as on a GPU; but it is a CPU, with steps that break."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *filter(None, sys.path)]))
+    monkeypatch.setattr(gpu, "gpu_here", lambda: HERE.device)
+    monkeypatch.setattr(gpu, "STEPS", "steps_that_break:all_steps")
+    monkeypatch.setattr(gpu, "all_steps", lambda sanitize: steps_that_break())
+    monkeypatch.setattr(gpu.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(report, "cannot_draw", lambda: "nothing to draw with")
+    assert command_line.main(["gpu", "--output", f"{tmp_path}/made", "--minutes", "20"]) == 1
+    (output,) = (tmp_path / "made").glob("gpu-*.jsonl")
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {output.name, output.with_suffix(".md").name}
     rows = {row.provider: row for row in read_rows(output)}
     assert [rows[name].status for name in ("first", "raises", "dies", "last", "elsewhere")] == [
         "ok", "failed", "failed", "ok", "ok",
@@ -279,6 +286,10 @@ def test_a_worker_survives_what_raises_and_is_replaced_where_it_dies(tmp_path: P
     assert rows["raises"].note == "RuntimeError: no such kernel"
     assert rows["dies"].note == "its process ended: exit code 3"
     assert rows["elsewhere"].note == "plan 2"
+    said = capfd.readouterr()
+    assert said.out.splitlines()[-1] == f"Send back {output}: CONTRIBUTING.md tells how."
+    assert "failed:  small, float32, tanh, forward, raises: RuntimeError: no such kernel" in said.out
+    assert "what a step prints is no answer" in said.err
 
 
 def test_a_worker_that_hangs_is_ended() -> None:
@@ -349,8 +360,6 @@ def test_what_nobody_tells_of_a_clock_is_said() -> None:
 
 
 def test_plans_that_are_compared_can_be_asked_for() -> None:
-    in_flight = pytest.importorskip("triton_gelu.core.in_flight")
-    assert steps.library.PLAN_VARIABLE == in_flight.VARIABLE
     for plan in steps.PLANS:
         kind, _, _ = plan.partition(".")
         assert in_flight.parse(plan)[kind], plan
