@@ -696,7 +696,7 @@ def test_the_import_is_quick_and_touches_no_gpu(way: str) -> None:
     keep = lambda name: name not in ("PYTHONDONTWRITEBYTECODE", "TRITON_INTERPRET")  # noqa: E731
     environment = {name: value for name, value in os.environ.items() if keep(name)}
     times = [float(subprocess.check_output([sys.executable, "-c", IMPORT], env=environment)) for _ in range(5)]
-    assert min(times) < 0.1
+    assert min(times) < 0.25  # seconds of a processor
 
 
 def test_the_table_in_the_documents_is_of_these_tests() -> None:
