@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
+from ..core.declare import HALF, half
 from ..core.dropout import numbered, split_numbered
 from ..core.matrices import Ints, Matrices, matrices
 from ..core.plan import PARTIALS, Partials, Plan, Step
+from ..core.run import dense_strides
 from ..core.targets import Target
 from .bias_gelu_plan import Gate, backward_launches, forward_launch
 
@@ -30,12 +32,13 @@ def joined_forward(
     dropout_p: float = 0.0,
 ) -> Plan:
     """Plan y = gelu(one half of x + bias) times the other."""
-    shape, y = _half(x, dim), _dense_half(x, dim)
+    shape, y = HALF.shape(x.shape, dim), dense_strides(half(x, dim))
     axis, places = None if bias is None else dim, numbered(shape, dim, y, dropout_p, x.itemsize)
     seen, strides = _together(shape, axis, (x.stride(), y, *places), (layout, y, *places))
     seen, drops = split_numbered(seen, dropout_p, x.itemsize)
     gate = Gate(activated, (_offset(shape, strides[0], dim), 0, 0))
-    launch = forward_launch(_with_factor(seen, 0), x.itemsize, approximate, target, gate, drops)
+    seen = replace(seen, strides=(*seen.strides, seen.strides[0]))  # the factor lies as what goes through GELU does
+    launch = forward_launch(seen, x.itemsize, approximate, target, gate, drops)
     return Plan((Step(launch, ("x", "bias", "y", None, None, "seed")),), dense=("x",) if strides[0] is layout else ())
 
 
@@ -113,7 +116,7 @@ def _joined_backward(
 ) -> Plan:
     """Either of them."""
     x, double = given["x"], "ddx" in given
-    shape, y = _half(x, dim), _dense_half(x, dim)
+    shape, y = HALF.shape(x.shape, dim), dense_strides(half(x, dim))
     ddx = given.get("ddx", x)
     places = numbered(shape, dim, y, dropout_p, x.itemsize)
     lie = given["dy"].stride(), ddx.stride(), x.stride(), layout, y, *places
@@ -123,9 +126,7 @@ def _joined_backward(
     needs_dy, needs_x, needs_bias = needs
     x_half, ddx_half, dx_half = (_offset(shape, strides[place], dim) for place in (2, 1, 3))
     plan = backward_launches(
-        Matrices(
-            seen.batch, seen.rows, seen.cols, seen.bias, (*seen.strides[:4], seen.strides[2], seen.strides[4])
-        ),
+        replace(seen, strides=(*seen.strides[:4], seen.strides[2], seen.strides[4])),
         x.itemsize, approximate, target, double=double,
         needs_dy=needs_dy, needs_x=needs_x, needs_bias=needs_bias, needs_other=needs_x, needs_other_bias=needs_bias,
         gate=Gate(activated, (x_half, ddx_half if double else 0, dx_half)), drops=drops,
@@ -226,16 +227,6 @@ def _backward(
     return Plan((Step(plan.main, tensors),), sums, dense)
 
 
-def _half(x: Tensor, dim: int) -> Ints:
-    """The shape of a half of x."""
-    return (*x.shape[:dim], x.shape[dim] // 2, *x.shape[dim + 1 :])
-
-
-def _dense_half(x: Tensor, dim: int) -> Ints:
-    """How a result like a half of x lies."""
-    return torch.empty_like(x.narrow(dim, 0, x.shape[dim] // 2), device="meta").stride()
-
-
 def _offset(shape: Sequence[int], strides: Sequence[int], dim: int) -> int:
     """How far the second half begins after the first, in elements."""
     return shape[dim] * strides[dim]
@@ -255,8 +246,3 @@ def _column(shape: Sequence[int], dim: int | None, dense: Sequence[Ints]) -> Mat
     """The matrices of halves of one element that lie next to each other: one column, with gaps between its rows."""
     steps = [min(step for step, size in zip(strides, shape, strict=True) if size != 1) for strides in dense]
     return Matrices(1, math.prod(shape), 1, "none" if dim is None else "cols", tuple([(0, step) for step in steps]))
-
-
-def _with_factor(seen: Matrices, of: int) -> Matrices:
-    """The same with one more tensor, which lies as that one does."""
-    return Matrices(seen.batch, seen.rows, seen.cols, seen.bias, (*seen.strides, seen.strides[of]))
