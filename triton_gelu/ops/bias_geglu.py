@@ -82,7 +82,7 @@ def _of_inputs(
 
 def standard(x: Tensor, bias: Tensor | None, dim: int, approximate: str, activated: str) -> Tensor:
     """The same in standard operators: what an exported graph holds."""
-    u, w = halves(x if bias is None else x + vectors.column(bias, x, dim), dim, activated)
+    u, w = halves(vectors.standard_sum(x, bias, dim), dim, activated)
     return (FORMULAS[approximate].standard(u) * w).to(x.dtype)
 
 

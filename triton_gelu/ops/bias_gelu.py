@@ -64,8 +64,7 @@ def double_backward(
 
 def standard(x: Tensor, bias: Tensor | None, dim: int, approximate: str) -> Tensor:
     """gelu(x + bias) in standard operators: what an exported graph holds."""
-    u = x if bias is None else x + vectors.column(bias, x, dim)
-    return FORMULAS[approximate].standard(u).to(x.dtype)
+    return FORMULAS[approximate].standard(vectors.standard_sum(x, bias, dim)).to(x.dtype)
 
 
 def value(u: Tensor, approximate: str) -> Tensor:

@@ -86,8 +86,7 @@ def standard(
     x: Tensor, other: Tensor, bias: Tensor | None, other_bias: Tensor | None, dim: int, approximate: str
 ) -> Tensor:
     """gelu(x + bias) (other + other_bias) in standard operators: what an exported graph holds."""
-    u = x if bias is None else x + vectors.column(bias, x, dim)
-    w = other if other_bias is None else other + vectors.column(other_bias, other, dim)
+    u, w = vectors.standard_sum(x, bias, dim), vectors.standard_sum(other, other_bias, dim)
     return (FORMULAS[approximate].standard(u) * w).to(x.dtype)
 
 

@@ -17,6 +17,11 @@ def add(x: Tensor, vector: Tensor | None, dim: int) -> Tensor:
     return x.to(wide) if vector is None else x.to(wide) + column(vector.to(wide), x, dim)
 
 
+def standard_sum(x: Tensor, vector: Tensor | None, dim: int) -> Tensor:
+    """x + vector as PyTorch adds them, in the wider of their types: what an exported graph holds."""
+    return x if vector is None else x + column(vector, x, dim)
+
+
 def total(terms: Tensor, vector: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """The sum of terms over everything but `dim`, added up in `dtype`, in the type of the vector; no view of them."""
     others = [d for d in range(terms.ndim) if d != dim]
