@@ -74,13 +74,15 @@ def test_a_slower_kernel_is_caught(fresh: Path, tmp_path: Path) -> None:
 
 
 def test_no_kernel_spills_or_moves_more_bytes_than_it_may(fresh: Path) -> None:
+    limits = {metrics.SPILLS: 0, metrics.STACK: 0}
+    of_others = {metrics.SPILLS: 13, metrics.STACK: 16}  # what Triton 3.7.1 makes of the one launch with 72 registers
     made, mine = (compare.version(read_rows(path)[0]) for path in (BASELINE, fresh))
-    spills = 0 if made == mine else 16  # what another compiler may do: 3.7.1 spills where rows are 1500 frames
-    limits = {metrics.SPILLS: spills, metrics.STACK: 0 if made == mine else 64}
     bytes_moved = {"forward": 4.001, "backward": 6.13}
     for row in read_rows(fresh):
         assert row.value is not None
-        limit = bytes_moved[row.direction] if row.metric == metrics.BYTES else limits.get(row.metric, row.value)
+        spilled = made != mine and (row.device, row.case, row.approximate) == ("b200", "1500 frames", "tanh")
+        known = of_others if spilled else limits
+        limit = bytes_moved[row.direction] if row.metric == metrics.BYTES else known.get(row.metric, row.value)
         assert row.value <= limit, row
 
 
